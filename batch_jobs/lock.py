@@ -1,0 +1,144 @@
+"""One driver per output folder.
+
+Role: take, keep and give back the lock file. Owns: when a lock counts as abandoned.
+Must not know: what the folder is for.
+
+The lock names the run, the process and a heartbeat. It is abandoned when its process is gone (same host) or when its
+heartbeat is older than STALE_S (another host). Two drivers that find the same abandoned lock race for an exclusive
+`_lock.taken-<old run>` file, so that only one of them replaces it. On object stores "exclusive" is a check and a put;
+there the new owner reads its lock back after a pause, which leaves a window only for puts slower than the pause.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import socket
+import threading
+import time
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from batch_jobs.errors import JobRefused
+from batch_jobs.parts import LOCK_FILE
+from batch_jobs.storage import Storage
+
+HEARTBEAT_S = 5.0
+STALE_S = 60.0
+_READ_BACK_S = 2.0
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Owner:
+    """Contents of the lock file. `process_start` tells a process from a later one with the same pid."""
+
+    run_id: str
+    pid: int
+    host: str
+    process_start: str
+    heartbeat_unix_s: float
+
+    def encode(self) -> bytes:
+        return json.dumps(asdict(self)).encode()
+
+    def is_gone(self, now_unix_s: float) -> bool:
+        if self.host == socket.gethostname():
+            return process_start(self.pid) != self.process_start
+        return now_unix_s - self.heartbeat_unix_s > STALE_S
+
+    def __str__(self) -> str:
+        return f"run {self.run_id} (pid {self.pid} on {self.host})"
+
+
+def process_start(pid: int) -> str | None:
+    """A value that differs between any two processes that had this pid; None when there is none now."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except FileNotFoundError:
+        return None if Path("/proc/self/stat").exists() else _start_without_proc(pid)
+    state, *fields = stat.rpartition(")")[2].split()
+    return None if state in "ZX" else fields[18]  # starttime: field 22, counted from the pid
+
+
+def _start_without_proc(pid: int) -> str | None:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return None
+    except PermissionError:
+        return "alive"
+    return "alive"
+
+
+class OutputLock:
+    """Held from `take` to `release`; a thread keeps the heartbeat fresh."""
+
+    def __init__(self, storage: Storage, run_id: str) -> None:
+        self._storage = storage
+        start = process_start(os.getpid()) or ""
+        self._owner = Owner(run_id, os.getpid(), socket.gethostname(), start, time.time())
+        self._released = threading.Event()
+        self._keeper = threading.Thread(target=self._keep, name="output-lock", daemon=True)
+
+    def take(self) -> None:
+        """Raises JobRefused while another driver is at work here."""
+        if not self._storage.create_exclusive(LOCK_FILE, self._owner.encode()):
+            self._take_over()
+        if not self._storage.is_local:
+            time.sleep(_READ_BACK_S)
+        holder = self._read()
+        if holder is None or holder.run_id != self._owner.run_id:
+            raise JobRefused(f"output {self._storage.location}: another driver took the lock just now: {holder}.")
+        self._keeper.start()
+
+    def _take_over(self) -> None:
+        holder = self._read()
+        if holder is None:
+            raise JobRefused(f"output {self._storage.location}: another driver has just finished here. Try again.")
+        if not holder.is_gone(time.time()):
+            raise JobRefused(
+                f"output {self._storage.location}: another driver is at work here: {holder}. Wait for it or stop it. "
+                f"If its host is lost, the lock can be taken {STALE_S:g} s after its last heartbeat."
+            )
+        claim = f"_lock.taken-{holder.run_id}"
+        if not self._storage.create_exclusive(claim, self._owner.encode()):
+            raise JobRefused(
+                f"output {self._storage.location}: another driver is taking over from {holder}. Try again; "
+                f"if no other driver runs, one died in that very moment: delete {claim}."
+            )
+        try:
+            if self._read() != holder:  # somebody took over, and finished doing so, since the lock was read
+                raise JobRefused(f"output {self._storage.location}: another driver has just taken over. Try again.")
+            log.warning("taking over the output from %s, which is gone", holder)
+            self._storage.write(LOCK_FILE, self._owner.encode())
+        finally:
+            self._storage.delete(claim)
+
+    def _read(self) -> Owner | None:
+        try:
+            return Owner(**json.loads(self._storage.read(LOCK_FILE)))
+        except FileNotFoundError:
+            return None
+
+    def _keep(self) -> None:
+        while not self._released.wait(HEARTBEAT_S):
+            try:
+                holder = self._read()
+                if holder is None or holder.run_id != self._owner.run_id:
+                    log.error("the lock of the output was taken by %s", holder)
+                    return
+                self._storage.write(LOCK_FILE, replace(self._owner, heartbeat_unix_s=time.time()).encode())
+            except OSError as error:
+                log.warning("heartbeat of the output lock failed, will try again: %s", error)
+
+    def release(self) -> None:
+        """Give the folder back, unless it is somebody else's by now."""
+        self._released.set()
+        if self._keeper.is_alive():
+            self._keeper.join(HEARTBEAT_S)
+        holder = self._read()
+        if holder is not None and holder.run_id == self._owner.run_id:
+            self._storage.delete(LOCK_FILE)

@@ -1,0 +1,87 @@
+"""Role: the whole configuration. Owns: TribesConfig, its look-ups, and its JSON schema.
+
+Must not know: YAML or files (load.py), nor who uses it. A TribesConfig is always consistent and its paths are absolute.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Self
+
+from pydantic import Field, model_validator
+from pydantic.json_schema import SkipJsonSchema
+
+from cluster.config.base import ModelName, Name, Section
+from cluster.config.checks import cross_problems
+from cluster.config.deployments import DeploymentConfig, PoolConfig
+from cluster.config.errors import ConfigError
+from cluster.config.models import ModelConfig
+from cluster.config.resolve import (
+    resolve_deployment,
+    resolve_model,
+    resolve_paths,
+    resolve_ray,
+    resolve_state,
+)
+from cluster.config.scheduling import SchedulingConfig
+from cluster.config.services import GatewayConfig, OfflineConfig, PathsConfig, RayConfig, StateConfig
+from cluster.config.tenants import TenantConfig
+
+
+class TribesConfig(Section):
+    """One Tribes cluster: what it serves, for whom, on which machines."""
+
+    name: Name = "tribes"
+    models: dict[ModelName, ModelConfig] = Field(min_length=1, description="By the model id that clients say.")
+    deployments: dict[Name, DeploymentConfig] = Field(min_length=1, description="By deployment name.")
+    pools: dict[Name, PoolConfig] = Field(default={"default": PoolConfig()}, min_length=1, description="By pool name.")
+    tenants: dict[Name, TenantConfig] = Field(
+        default={"default": TenantConfig()}, min_length=1, description="By tenant name."
+    )
+    scheduling: SchedulingConfig = SchedulingConfig()
+    gateway: GatewayConfig = GatewayConfig()
+    state: StateConfig = StateConfig()
+    paths: PathsConfig = PathsConfig()
+    ray: RayConfig = RayConfig()
+    offline: OfflineConfig = OfflineConfig()
+    # Where it was read from: set by load_config, carried in dumps, and never part of a file.
+    source_path: SkipJsonSchema[Path | None] = None
+
+    @model_validator(mode="after")
+    def _check_and_resolve(self) -> Self:
+        # exclude_unset: the checks see what was written, as they do in a file whose shape is wrong (see load.py).
+        if problems := cross_problems(self.model_dump(mode="json", exclude_unset=True)):
+            raise ConfigError(problems)
+        base = self.source_path.parent if self.source_path else Path.cwd()
+        paths = resolve_paths(self.paths, base)
+        resolved = {
+            "paths": paths,
+            "state": resolve_state(self.state, paths.data, base),
+            "ray": resolve_ray(self.ray, base),
+            "models": {name: resolve_model(model, base) for name, model in self.models.items()},
+            "deployments": {name: resolve_deployment(item, base) for name, item in self.deployments.items()},
+        }
+        for field, value in resolved.items():
+            object.__setattr__(self, field, value)  # still being built: frozen holds for everyone after this
+        return self
+
+    def deployments_of(self, model: str) -> dict[str, DeploymentConfig]:
+        """Every deployment of the model, offline ones included."""
+        return {name: item for name, item in self.deployments.items() if item.model == model}
+
+    def serving(self) -> dict[str, DeploymentConfig]:
+        """The deployments that run an engine server behind the gateway."""
+        return {name: item for name, item in self.deployments.items() if not item.in_process}
+
+    def offline_deployments(self, model: str) -> dict[str, DeploymentConfig]:
+        """The deployments of the model that batch jobs run in their own processes."""
+        return {name: item for name, item in self.deployments_of(model).items() if item.in_process}
+
+
+def config_schema() -> dict[str, Any]:
+    """The JSON schema of a configuration file, for editors and other tools."""
+    schema = TribesConfig.model_json_schema()
+    for section in schema["properties"].values():
+        if "patternProperties" in section:  # pydantic leaves names that fit no pattern open
+            section["additionalProperties"] = False
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}

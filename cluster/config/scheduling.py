@@ -1,0 +1,63 @@
+"""Role: the `scheduling` section. Owns: the numbers that the pure policies read. Must not know: the policies."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+from pydantic import ConfigDict, Field, field_validator
+
+from cluster.config.base import Section
+from cluster.vocabulary import RequestClass
+
+
+def _drop_defaults(schema: dict[str, Any]) -> None:
+    """The defaults differ per class (CLASS_DEFAULTS): one number shown in an editor would be wrong for two of them."""
+    for field in schema["properties"].values():
+        field.pop("default", None)
+
+
+class ClassConfig(Section):
+    """Queue bounds and guaranteed share of one request class. Keys left out keep that class's own default."""
+
+    model_config = ConfigDict(json_schema_extra=_drop_defaults)
+
+    max_queued: int = Field(
+        default=4096, ge=0, description="Requests of this class that may wait, all tenants together."
+    )
+    max_wait_s: float = Field(default=600, gt=0, description="A request that waited this long is refused.")
+    floor: float = Field(
+        default=0, ge=0, lt=1, description="Share of the slots guaranteed while this class has a backlog."
+    )
+
+
+CLASS_DEFAULTS: Final[Mapping[RequestClass, ClassConfig]] = {
+    RequestClass.ONLINE: ClassConfig(max_queued=512, max_wait_s=30, floor=0),
+    RequestClass.SEMI_ONLINE: ClassConfig(max_queued=4096, max_wait_s=600, floor=0.1),
+    RequestClass.OFFLINE: ClassConfig(max_queued=4096, max_wait_s=86400, floor=0.02),
+}
+
+
+class SchedulingConfig(Section):
+    """What a token costs in the fair queue, and how the classes share the slots."""
+
+    input_weight: float = Field(default=1, ge=0, description="Service charged per uncached input token.")
+    output_weight: float = Field(default=2, gt=0, description="Service charged per output token.")
+    classes: dict[RequestClass, ClassConfig] = Field(
+        default_factory=lambda: dict(CLASS_DEFAULTS),
+        description="Per class; classes and keys that are left out keep their defaults.",
+    )
+
+    @field_validator("classes", mode="before")
+    @classmethod
+    def _complete(cls, given: Any) -> Any:
+        """Lay what was given over the defaults, so that changing one number does not lose the others."""
+        if not isinstance(given, Mapping):
+            return given
+        merged: dict[Any, Any] = {name: config.model_dump() for name, config in CLASS_DEFAULTS.items()}
+        for name, config in given.items():
+            if isinstance(config, Mapping) and name in merged:
+                merged[name] = {**merged[name], **config}
+            else:
+                merged[name] = config
+        return merged

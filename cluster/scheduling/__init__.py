@@ -1,0 +1,38 @@
+"""Scheduling policies: pure objects with an explicit clock, run unchanged by the live dispatcher and by simulation.
+
+Owns: fair queueing, class order, admission, placement, demand and autoscaling decisions.
+Must not know: Ray, engines, HTTP, files, the wall clock.
+"""
+
+from cluster.scheduling.autoscaling import BacklogScaler, ScalingBounds, ScalingDecision
+from cluster.scheduling.demand import Demand
+from cluster.scheduling.request_queue import RequestQueue
+from cluster.scheduling.service import OutputPredictor, ServiceWeights
+from cluster.scheduling.types import (
+    ClassPolicy,
+    Lease,
+    Refusal,
+    Replica,
+    TenantLimits,
+    TenantPolicy,
+    Ticket,
+    TokenUsage,
+)
+
+__all__ = [
+    "BacklogScaler",
+    "ClassPolicy",
+    "Demand",
+    "Lease",
+    "OutputPredictor",
+    "Refusal",
+    "Replica",
+    "RequestQueue",
+    "ScalingBounds",
+    "ScalingDecision",
+    "ServiceWeights",
+    "TenantLimits",
+    "TenantPolicy",
+    "Ticket",
+    "TokenUsage",
+]

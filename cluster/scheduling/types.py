@@ -1,0 +1,114 @@
+"""The nouns of the shared queue, as plain data.
+
+Owns: what a waiting request (ticket), a right to run it (lease), a refusal and a usage report are.
+Must not know: Ray, engines, HTTP, the configuration file. Everything here pickles and compares by value.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from cluster.vocabulary import RequestClass
+
+
+@dataclass(frozen=True, slots=True)
+class Ticket:
+    """A request that waits for a lease. It carries sizes and names only, never the prompt."""
+
+    ticket_id: str
+    owner: str
+    """The gateway that holds the client's connection; its death ends the ticket."""
+    tenant: str
+    request_class: RequestClass
+    prompt_tokens: int
+    """Estimated uncached input tokens."""
+    max_output_tokens: int
+    arrived_at_s: float
+    session: str | None = None
+    expires_at_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """The right to run one request on one replica until it is released."""
+
+    lease_id: str
+    ticket: Ticket
+    replica_id: str
+    granted_at_s: float
+
+    @property
+    def waited_s(self) -> float:
+        return max(0.0, self.granted_at_s - self.ticket.arrived_at_s)
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Why a request will not run, in HTTP's terms. `retry_after_s` is None where trying again cannot help."""
+
+    ticket_id: str
+    status: int
+    code: str
+    message: str
+    retry_after_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TokenUsage:
+    """Tokens of one request as the engine reports them; `cached_tokens` is part of `prompt_tokens`."""
+
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    output_tokens: int = 0
+
+    @property
+    def uncached_tokens(self) -> int:
+        return max(0, self.prompt_tokens - self.cached_tokens)
+
+
+@dataclass(frozen=True, slots=True)
+class TenantLimits:
+    """What one tenant may use at most; None means unlimited."""
+
+    max_concurrent: int | None = None
+    max_queued: int | None = None
+    requests_per_minute: int | None = None
+    tokens_per_minute: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TenantPolicy:
+    """A tenant's share (`weight`, relative to the others') and limits."""
+
+    weight: float = 1.0
+    limits: TenantLimits = TenantLimits()
+
+
+@dataclass(frozen=True, slots=True)
+class ClassPolicy:
+    """Bounds of one request class: waiting requests, seconds of waiting, and the share of service it keeps
+    under pressure from more important classes (`floor`, 0..1)."""
+
+    max_queued: int
+    max_wait_s: float
+    floor: float = 0.0
+
+
+@dataclass(slots=True)
+class Replica:
+    """A routable engine replica: `serves` lists its request classes, the first being its own."""
+
+    replica_id: str
+    deployment: str
+    serves: tuple[RequestClass, ...]
+    max_running: int
+    running: int = 0
+    draining: bool = False
+
+    @property
+    def free(self) -> int:
+        return 0 if self.draining else max(0, self.max_running - self.running)
+
+    @property
+    def load(self) -> float:
+        return self.running / self.max_running

@@ -1,0 +1,104 @@
+"""The Serve application: `serve_apps.app:build`, used by `tribes up` and by plain `serve deploy` / `serve run` alike.
+
+Owns: which deployments there are and with which Serve options. Must not know: what they do.
+"""
+
+# No `from __future__ import annotations` here: Serve reads the annotation of `build` to make its typed argument.
+from typing import Any
+
+from pydantic import BaseModel
+from ray import serve
+from ray.serve import Application
+from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
+
+from cluster.config import DeploymentConfig, TribesConfig, load_config
+from serve_apps.autoscale import BacklogPolicy
+from serve_apps.gateway.deployment import GatewayDeployment, OwnDoor
+from serve_apps.names import GATEWAY
+from serve_apps.replica import EngineReplica
+
+STREAMS_PER_GATEWAY = 100_000
+"""Serve's own limit must never bind: the dispatcher's bounds do."""
+OWN_DOOR = "own-door"
+
+
+class AppArgs(BaseModel, extra="forbid"):
+    """Arguments of the application in a Serve config file: the path of a configuration file, or its content."""
+
+    config: str | dict[str, Any]
+
+
+def build(args: AppArgs) -> Application:
+    """The application for one configuration."""
+    config = load_config(args.config) if isinstance(args.config, str) else TribesConfig.model_validate(args.config)
+    plain = config.model_dump(mode="json")
+    engines = [_engine(config, name, item).bind(plain, name) for name, item in config.serving().items()]
+    doors = [_own_door(config).bind(plain)] if config.gateway.own_door.port is not None else []
+    return _gateway(config).bind(plain, *engines, *doors)
+
+
+def _gateway(config: TribesConfig) -> Any:
+    return serve.deployment(
+        GatewayDeployment,
+        name=GATEWAY,
+        num_replicas=config.gateway.replicas,
+        max_ongoing_requests=STREAMS_PER_GATEWAY,
+        ray_actor_options={"num_cpus": config.gateway.cpus},
+        graceful_shutdown_timeout_s=30,
+    )
+
+
+def _own_door(config: TribesConfig) -> Any:
+    return serve.deployment(
+        OwnDoor,
+        name=OWN_DOOR,
+        num_replicas=config.gateway.own_door.processes,
+        ray_actor_options={"num_cpus": config.gateway.cpus},
+        graceful_shutdown_timeout_s=30,
+    )
+
+
+def _engine(config: TribesConfig, name: str, item: DeploymentConfig) -> Any:
+    return serve.deployment(
+        EngineReplica,
+        name=name,
+        ray_actor_options=_actor_options(config, item),
+        # The engine drains inside the replica's destructor; Serve waits that long and a little more.
+        graceful_shutdown_timeout_s=item.replicas.drain_timeout_s + 30,
+        health_check_period_s=1,
+        health_check_timeout_s=30,
+        **_replicas(name, item),
+    )
+
+
+def _replicas(name: str, item: DeploymentConfig) -> dict[str, Any]:
+    if item.replicas.min == item.replicas.max:
+        return {"num_replicas": item.replicas.max}
+    policy = AutoscalingPolicy(policy_function=BacklogPolicy, policy_kwargs={"model": item.model, "deployment": name})
+    # The policy has its own hysteresis: Serve's delays would only come on top.
+    return {
+        "autoscaling_config": AutoscalingConfig(
+            min_replicas=item.replicas.min,
+            max_replicas=item.replicas.max,
+            initial_replicas=item.replicas.min,
+            upscale_delay_s=0,
+            downscale_delay_s=0,
+            downscale_to_zero_delay_s=0,
+            metrics_interval_s=1,
+            policy=policy,
+        )
+    }
+
+
+def _actor_options(config: TribesConfig, item: DeploymentConfig) -> dict[str, Any]:
+    pool, resources = config.pools[item.pool], item.resources
+    options: dict[str, Any] = {"num_cpus": resources.cpus, "num_gpus": resources.gpus}
+    if resources.memory_gib is not None:
+        options["memory"] = int(resources.memory_gib * 2**30)
+    if resources.custom:
+        options["resources"] = dict(resources.custom)
+    if pool.accelerator_type is not None:
+        options["accelerator_type"] = pool.accelerator_type
+    if pool.labels:
+        options["label_selector"] = dict(pool.labels)
+    return options

@@ -1,0 +1,87 @@
+"""Errors in OpenAI's shape. Owns: status codes, bodies, and the cleaning of engines' own error bodies.
+
+Must not know: why something failed. Shape: `{"error": {"message", "type", "param", "code"}}`.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import orjson
+
+from cluster.scheduling import Refusal
+
+_TYPES = {
+    400: "invalid_request_error",
+    401: "invalid_request_error",
+    404: "invalid_request_error",
+    405: "invalid_request_error",
+    413: "invalid_request_error",
+    422: "invalid_request_error",
+    429: "rate_limit_error",
+}
+_TOO_LONG = ("maximum context length", "max_model_len", "context length", "is longer than the model")
+
+
+class ApiError(Exception):
+    """An answer that ends a request: status, OpenAI error fields and extra headers."""
+
+    def __init__(
+        self,
+        status: int,
+        code: str | None,
+        message: str,
+        *,
+        param: str | None = None,
+        retry_after_s: float | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.code = code
+        self.message = message
+        self.param = param
+        self.retry_after_s = retry_after_s
+
+    @classmethod
+    def of_refusal(cls, refusal: Refusal) -> ApiError:
+        return cls(refusal.status, refusal.code, refusal.message, retry_after_s=refusal.retry_after_s)
+
+    @property
+    def headers(self) -> list[tuple[bytes, bytes]]:
+        headers = [(b"content-type", b"application/json")]
+        if self.retry_after_s is not None:
+            headers.append((b"retry-after", str(math.ceil(self.retry_after_s)).encode()))
+            headers.append((b"retry-after-ms", str(math.ceil(self.retry_after_s * 1000)).encode()))
+        if self.status == 401:
+            headers.append((b"www-authenticate", b"Bearer"))
+        return headers
+
+    def body(self) -> bytes:
+        return orjson.dumps({"error": self.fields()})
+
+    def fields(self) -> dict[str, Any]:
+        kind = _TYPES.get(self.status, "server_error")
+        return {"message": self.message, "type": kind, "param": self.param, "code": self.code}
+
+
+def engine_error(status: int, body: bytes) -> ApiError:
+    """An engine's error answer in OpenAI's shape.
+
+    vLLM nests the fields under `error`, SGLang puts them at the top and adds its source file; both put the status where
+    OpenAI has a code.
+    """
+    try:
+        parsed = orjson.loads(body)
+    except orjson.JSONDecodeError:
+        parsed = {}
+    fields = parsed.get("error", parsed) if isinstance(parsed, dict) else {}
+    if not isinstance(fields, dict):
+        fields = {"message": str(fields)}
+    message = str(fields.get("message") or fields.get("detail") or f"the engine answered {status}")
+    message = message.split("\n\n  File ", 1)[0].strip()
+    code = fields.get("code") if isinstance(fields.get("code"), str) else None
+    if status == 400 and any(mark in message for mark in _TOO_LONG):
+        code = "context_length_exceeded"
+    param = fields.get("param")
+    return ApiError(status, code, message, param=param if isinstance(param, str) else None)

@@ -1,0 +1,61 @@
+"""Writes finished requests to the ledger in the background. Owns: a queue and its one writer task.
+
+Records are on their way within half a second; a store that is away is tried again while up to `MAX_PENDING` records
+wait. Must not know: HTTP, costs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+
+from sqlalchemy.exc import SQLAlchemyError
+
+from cluster.state import Store, UsageRecord
+
+FLUSH_S = 0.5
+MAX_PENDING = 200_000
+log = logging.getLogger(__name__)
+
+
+class Ledger:
+    """Append-only, batched."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._pending: list[UsageRecord] = []
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        self._task = asyncio.create_task(self._write_forever())
+
+    async def close(self) -> None:
+        """Write what is left."""
+        if self._task is not None:
+            self._task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._task
+        await self._flush()
+
+    def add(self, record: UsageRecord) -> None:
+        if len(self._pending) >= MAX_PENDING:
+            log.error("the ledger has been unreachable for too long: dropping usage of request %s", record.request_id)
+            return
+        self._pending.append(record)
+
+    async def _write_forever(self) -> None:
+        while True:
+            await asyncio.sleep(FLUSH_S)
+            await self._flush()
+
+    async def _flush(self) -> None:
+        if not self._pending:
+            return
+        batch, self._pending = self._pending, []
+        try:
+            # Shielded: a cancelled wait must not make the batch look unwritten.
+            await asyncio.shield(asyncio.to_thread(self._store.add_usage, batch))
+        except SQLAlchemyError as error:
+            log.warning("cannot write %d usage records (%s); trying again", len(batch), error)
+            self._pending = batch + self._pending

@@ -1,0 +1,106 @@
+"""The engine's answer on its way to the client: bytes pass as they are, but for the tier that served them.
+
+Owns: patching `service_tier` into a body or first event, finding the usage, dropping a usage event nobody asked for.
+Must not know: connections, leases. No event is parsed but the one with the usage.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import orjson
+
+from cluster.scheduling import TokenUsage
+
+_END = b"\n\n"
+_DATA = b"data: "
+_NO_CHOICES = b'"choices":[]'
+_USAGE = b'"usage":{'
+_NULL_TIER = b'"service_tier":null'
+
+
+def patch_tier(body: bytes, tier: str) -> bytes:
+    """Set the top-level `service_tier` of the first JSON object in `body` (one that is absent or null).
+
+    In JSON text an unescaped `"service_tier":null` can only be a key, never part of a string.
+    """
+    field = b'"service_tier":"' + tier.encode() + b'"'
+    if _NULL_TIER in body:
+        return body.replace(_NULL_TIER, field, 1)
+    start = body.find(b"{")
+    if start < 0 or b'"service_tier":"' in body:
+        return body
+    rest = body[start + 1 :]
+    separator = b"" if rest.lstrip()[:1] == b"}" else b","
+    return body[: start + 1] + field + separator + rest
+
+
+def read_usage(usage: Any) -> TokenUsage | None:
+    """OpenAI's usage object (of chat, completions, embeddings or responses) as tokens."""
+    if not isinstance(usage, dict):
+        return None
+    prompt = usage.get("prompt_tokens", usage.get("input_tokens")) or 0
+    output = usage.get("completion_tokens", usage.get("output_tokens")) or 0
+    details = usage.get("prompt_tokens_details") or usage.get("input_tokens_details") or {}
+    cached = details.get("cached_tokens") or 0 if isinstance(details, dict) else 0
+    return TokenUsage(int(prompt), min(int(cached), int(prompt)), int(output))
+
+
+def body_usage(body: bytes) -> TokenUsage | None:
+    """The usage of a complete (not streamed) answer."""
+    try:
+        parsed = orjson.loads(body)
+    except orjson.JSONDecodeError:
+        return None
+    return read_usage(parsed.get("usage")) if isinstance(parsed, dict) else None
+
+
+class EventStream:
+    """Server-sent events from an engine to a client, whole events at a time."""
+
+    __slots__ = ("_carry", "_keep_usage", "_patched", "_tier", "output_tokens", "usage")
+
+    def __init__(self, tier: str, keep_usage: bool) -> None:
+        self._tier = tier
+        self._keep_usage = keep_usage
+        self._carry = b""
+        self._patched = False
+        self.output_tokens = 0
+        """Events seen, which is about the tokens produced; the usage at the end is exact."""
+        self.usage: TokenUsage | None = None
+
+    def feed(self, chunk: bytes) -> bytes:
+        """Bytes in, bytes for the client out: everything up to the last complete event."""
+        data = self._carry + chunk if self._carry else chunk
+        end = data.rfind(_END)
+        if end < 0:
+            self._carry = data
+            return b""
+        end += len(_END)
+        self._carry = data[end:]
+        block = data[:end] if self._carry else data
+        self.output_tokens += block.count(_DATA)
+        if not self._patched:
+            block = self._patch_first(block)
+        if _NO_CHOICES in block and _USAGE in block:
+            block = self._take_usage(block)
+        return block
+
+    def rest(self) -> bytes:
+        """What came after the last complete event (an engine that ended mid-event)."""
+        return self._carry
+
+    def _patch_first(self, block: bytes) -> bytes:
+        first = block.find(_END)
+        self._patched = True
+        return patch_tier(block[:first], self._tier) + block[first:]
+
+    def _take_usage(self, block: bytes) -> bytes:
+        kept = []
+        for event in block.split(_END):
+            if _NO_CHOICES in event and _USAGE in event and event.startswith(_DATA):
+                self.usage = read_usage(orjson.loads(event[len(_DATA) :]).get("usage"))
+                if not self._keep_usage:
+                    continue
+            kept.append(event)
+        return _END.join(kept)

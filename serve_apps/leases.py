@@ -1,0 +1,209 @@
+"""The gateway's end of the dispatcher: ask for a lease, report progress, give it back.
+
+Concurrency: one event loop. All news is gathered while a call is on its way and goes out with the next one, so the
+number of actor calls is bounded by the round trip, not by the request rate. A long poll brings what is decided later.
+When the dispatcher dies, Ray restarts it under the same handle; `hello` then brings back every waiting ticket (with its
+arrival time) and every running lease, so nobody loses a place and streams do not notice.
+
+Owns: waiting tickets and held leases of this gateway process. Must not know: HTTP, engines.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from ray.exceptions import RayError
+
+from cluster.scheduling import Lease, Refusal, Ticket, TokenUsage
+from serve_apps.messages import Answers, Exchange, Grant
+
+POLL_S = 5.0
+PROGRESS_S = 0.25
+RETRY_S = 0.2
+STATUS_TIMEOUT_S = 5.0
+log = logging.getLogger(__name__)
+
+
+class RefusedError(Exception):
+    """The dispatcher will not run this request; the refusal says why and when to come back."""
+
+    def __init__(self, refusal: Refusal) -> None:
+        super().__init__(refusal.message)
+        self.refusal = refusal
+
+
+class Progress(Protocol):
+    """A running request as the lease client sees it."""
+
+    output_tokens: int
+
+
+@dataclass(slots=True)
+class _Held:
+    lease: Lease
+    on_lost: Callable[[], None]
+    progress: Progress | None = None
+    reported: int = 0
+
+
+class LeaseClient:
+    """Talks to one model's dispatcher on behalf of one gateway process."""
+
+    def __init__(self, dispatcher: Any, gateway_id: str) -> None:
+        self._dispatcher = dispatcher
+        self._gateway_id = gateway_id
+        self._waiting: dict[str, tuple[Ticket, asyncio.Future[Grant]]] = {}
+        self._held: dict[str, _Held] = {}
+        self._out = Exchange(gateway_id)
+        self._news = asyncio.Event()
+        self._in_touch = asyncio.Event()
+        self._tasks: list[asyncio.Task[None]] = []
+
+    @property
+    def gateway_id(self) -> str:
+        return self._gateway_id
+
+    def start(self) -> None:
+        loops = (self._send_forever(), self._listen_forever(), self._report_progress_forever())
+        self._tasks = [asyncio.create_task(loop) for loop in loops]
+
+    async def close(self) -> None:
+        """Leave in order: what still waits or runs is given up."""
+        for task in self._tasks:
+            task.cancel()
+        with contextlib.suppress(RayError, TimeoutError):
+            async with asyncio.timeout(2):
+                await self._dispatcher.goodbye.remote(self._gateway_id)
+
+    async def acquire(self, ticket: Ticket, on_lost: Callable[[], None], timeout_s: float) -> Grant:
+        """Wait for a lease. Raises RefusedError; when cancelled, the ticket is withdrawn.
+
+        `on_lost` is called once if the replica goes away before `release`. `timeout_s` bounds the wait even if the
+        dispatcher stays unreachable (it normally ends waiting tickets itself).
+        """
+        future: asyncio.Future[Grant] = asyncio.get_running_loop().create_future()
+        self._waiting[ticket.ticket_id] = (ticket, future)
+        self._out.submits.append(ticket)
+        self._news.set()
+        try:
+            async with asyncio.timeout(timeout_s):
+                grant = await future
+        except TimeoutError:
+            self._withdraw(ticket.ticket_id, future)
+            message = "the dispatcher did not answer in time"
+            raise RefusedError(Refusal(ticket.ticket_id, 503, "dispatcher_unavailable", message, 1.0)) from None
+        except asyncio.CancelledError:
+            self._withdraw(ticket.ticket_id, future)
+            raise
+        self._held[grant.lease.lease_id] = _Held(grant.lease, on_lost)
+        return grant
+
+    def watch(self, lease_id: str, progress: Progress) -> None:
+        """Report the progress of a running request a few times a second, together with all others."""
+        if lease_id in self._held:
+            self._held[lease_id].progress = progress
+
+    def release(self, lease_id: str, usage: TokenUsage | None) -> None:
+        """Give a lease back with what was used; None when nothing ran."""
+        if self._held.pop(lease_id, None) is not None:
+            self._out.releases.append((lease_id, usage))
+            self._news.set()
+
+    async def status(self) -> dict[str, Any]:
+        """The dispatcher's own account of its queue and replicas; raises RefusedError while it is away."""
+        try:
+            async with asyncio.timeout(STATUS_TIMEOUT_S):
+                return dict(await self._dispatcher.status.remote())
+        except (RayError, TimeoutError) as error:
+            message = f"the dispatcher does not answer ({type(error).__name__}); Ray is restarting it"
+            raise RefusedError(Refusal("", 503, "dispatcher_unavailable", message, 1.0)) from error
+
+    def _withdraw(self, ticket_id: str, future: asyncio.Future[Grant]) -> None:
+        self._waiting.pop(ticket_id, None)
+        if future.done() and not future.cancelled() and future.exception() is None:
+            # Granted in the moment the client left: give it back unused.
+            self._out.releases.append((future.result().lease.lease_id, None))
+        else:
+            self._out.cancels.append(ticket_id)
+        self._news.set()
+
+    def _apply(self, answers: Answers) -> None:
+        for grant in answers.grants:
+            _, future = self._waiting.pop(grant.lease.ticket.ticket_id, (None, None))
+            if future is None or future.done():
+                self._out.releases.append((grant.lease.lease_id, None))
+                self._news.set()
+            else:
+                future.set_result(grant)
+        for refusal in answers.refusals:
+            _, future = self._waiting.pop(refusal.ticket_id, (None, None))
+            if future is not None and not future.done():
+                future.set_exception(RefusedError(refusal))
+        for lease_id in answers.lost:
+            held = self._held.get(lease_id)
+            if held is not None:
+                held.on_lost()
+        if answers.resync:
+            self._in_touch.clear()
+
+    async def _send_forever(self) -> None:
+        while True:
+            if not self._in_touch.is_set():
+                await self._hello()
+            await self._news.wait()
+            self._news.clear()
+            message, self._out = self._out, Exchange(self._gateway_id)
+            if not message:
+                continue
+            try:
+                self._apply(await self._dispatcher.exchange.remote(message))
+            except RayError as error:
+                self._lost_touch(error)
+
+    async def _listen_forever(self) -> None:
+        while True:
+            await self._in_touch.wait()
+            try:
+                self._apply(await self._dispatcher.next_answers.remote(self._gateway_id, POLL_S))
+            except RayError as error:
+                self._lost_touch(error)
+            if not self._in_touch.is_set():
+                self._news.set()  # wakes the sender, which says hello
+                await asyncio.sleep(RETRY_S)
+
+    async def _report_progress_forever(self) -> None:
+        while True:
+            await asyncio.sleep(PROGRESS_S)
+            for lease_id, held in self._held.items():
+                if held.progress is not None and held.progress.output_tokens > held.reported:
+                    held.reported = self._out.progress[lease_id] = held.progress.output_tokens
+            if self._out.progress:
+                self._news.set()
+
+    async def _hello(self) -> None:
+        """Say hello until somebody answers: Ray restarts the dispatcher, and requests that wait have their own
+        bound.
+        """
+        while not self._in_touch.is_set():
+            # Releases and cancellations not yet sent are implied: hello lists exactly what still waits and runs.
+            self._out = Exchange(self._gateway_id)
+            waiting = [ticket for ticket, _ in self._waiting.values()]
+            running = [held.lease for held in self._held.values()]
+            try:
+                answers = await self._dispatcher.hello.remote(self._gateway_id, waiting, running)
+            except RayError as error:
+                self._lost_touch(error)
+                await asyncio.sleep(RETRY_S)
+            else:
+                self._in_touch.set()
+                self._apply(answers)
+
+    def _lost_touch(self, error: RayError) -> None:
+        if self._in_touch.is_set():
+            log.warning("lost the dispatcher (%s); trying again", type(error).__name__)
+        self._in_touch.clear()

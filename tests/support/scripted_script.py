@@ -1,0 +1,187 @@
+"""Role: what one scripted request asks for. Owns: reading a request body, the fake tokeniser, the fake prefix cache.
+
+The text of a reply is ` w0 w1 w2 ...`, one token each. A prompt that ends in `w7` continues with `w8`, so a test sees
+that a stream resumed on another engine has neither a gap nor a repetition.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+LAST_WORD = re.compile(r"\bw(\d+)\s*$")
+CHARS_PER_TOKEN = 4
+BLOCK_CHARS = 16 * CHARS_PER_TOKEN
+
+
+class BadRequestError(ValueError):
+    """A body that the engine refuses with 400."""
+
+    def __init__(self, message: str, param: str | None = None) -> None:
+        super().__init__(message)
+        self.param = param
+
+
+@dataclass(frozen=True, slots=True)
+class Script:
+    """How to behave: the server's flags, overridden per request by the body's `x_script`."""
+
+    ttft_ms: float = 0.0
+    itl_ms: float = 0.0
+    tokens: int = 20
+    """The model's natural end: the number of words of the whole reply, those already in the prompt included."""
+    prompt_tokens: int | None = None
+    fail_status: int | None = None
+    die_after_tokens: int | None = None
+    hang_after_tokens: int | None = None
+
+    def with_overrides(self, overrides: Any) -> Script:
+        if overrides is None:
+            return self
+        if not isinstance(overrides, dict) or (unknown := overrides.keys() - {field.name for field in fields(self)}):
+            names = ", ".join(sorted(unknown)) if isinstance(overrides, dict) else "not an object"
+            raise BadRequestError(f"x_script: {names}", "x_script")
+        return Script(**{**{field.name: getattr(self, field.name) for field in fields(self)}, **overrides})
+
+    @property
+    def instant(self) -> bool:
+        return self.ttft_ms <= 0 and self.itl_ms <= 0 and self.hang_after_tokens is None
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Everything decided about a generation before its first token."""
+
+    script: Script
+    words: list[str]
+    finish_reason: str
+    choices: int
+    prompt_tokens: int
+    cached_tokens: int
+    stream: bool
+    include_usage: bool
+
+    @property
+    def usage(self) -> dict[str, Any]:
+        completion_tokens = len(self.words) * self.choices
+        return {
+            "prompt_tokens": self.prompt_tokens,
+            "total_tokens": self.prompt_tokens + completion_tokens,
+            "completion_tokens": completion_tokens,
+            "prompt_tokens_details": {"cached_tokens": self.cached_tokens},
+        }
+
+
+class PrefixCache:
+    """Remembers prompts in blocks of 16 tokens, as the engines do, and forgets the oldest."""
+
+    def __init__(self, blocks: int = 4096) -> None:
+        self._blocks: OrderedDict[str, None] = OrderedDict()
+        self._capacity = blocks
+
+    def hit_tokens(self, text: str) -> int:
+        """How many leading tokens were seen before; the prompt is remembered. The last token is always computed."""
+        hit_chars, all_hit = 0, True
+        for end in range(BLOCK_CHARS, len(text), BLOCK_CHARS):
+            prefix = text[:end]
+            all_hit = all_hit and prefix in self._blocks
+            hit_chars = end if all_hit else hit_chars
+            self._blocks[prefix] = None
+            self._blocks.move_to_end(prefix)
+        while len(self._blocks) > self._capacity:
+            self._blocks.popitem(last=False)
+        return hit_chars // CHARS_PER_TOKEN
+
+
+def make_plan(
+    body: Mapping[str, Any], *, chat: bool, defaults: Script, cache: PrefixCache, max_model_len: int | None
+) -> Plan:
+    script = defaults.with_overrides(body.get("x_script"))
+    text, length = chat_prompt(body) if chat else completion_prompt(body)
+    prompt_tokens = script.prompt_tokens if script.prompt_tokens is not None else length
+    asked = body.get("max_completion_tokens") or body.get("max_tokens")
+    if asked is not None and (not isinstance(asked, int) or asked < 1):
+        raise BadRequestError(f"max_tokens must be at least 1, got {asked}.", "max_tokens")
+    _check_context(prompt_tokens, asked, max_model_len)
+    words, finish_reason = reply(text, script.tokens, asked, body.get("stop"))
+    stream = bool(body.get("stream"))
+    return Plan(
+        script=script,
+        words=words,
+        finish_reason=finish_reason,
+        choices=int(body.get("n") or 1),
+        prompt_tokens=prompt_tokens,
+        cached_tokens=min(cache.hit_tokens(text), max(0, prompt_tokens - 1)),
+        stream=stream,
+        include_usage=stream and bool((body.get("stream_options") or {}).get("include_usage")),
+    )
+
+
+def _check_context(prompt_tokens: int, asked: int | None, max_model_len: int | None) -> None:
+    """In vLLM's words."""
+    if max_model_len is None or prompt_tokens + (asked or 1) <= max_model_len:
+        return
+    if prompt_tokens >= max_model_len:
+        rest = (
+            f"However, your prompt contains {prompt_tokens} input tokens, which exceeds this limit even without any "
+            "output tokens."
+        )
+    else:
+        rest = (
+            f"However, you requested {asked} output tokens and your prompt contains {prompt_tokens} input tokens, "
+            f"for a total of {prompt_tokens + (asked or 1)} tokens."
+        )
+    raise BadRequestError(
+        f"This model's maximum context length is {max_model_len} tokens. {rest} "
+        "Please reduce the length of the input prompt or the number of requested output tokens.",
+        "input_tokens",
+    )
+
+
+def reply(prompt: str, natural_end: int, asked: int | None, stop: str | list[str] | None) -> tuple[list[str], str]:
+    last = LAST_WORD.search(prompt)
+    first = int(last.group(1)) + 1 if last else 0
+    words = [f" w{index}" for index in range(first, natural_end)]
+    finish_reason = "stop"
+    if asked is not None and asked < len(words):
+        words, finish_reason = words[:asked], "length"
+    for text in [stop] if isinstance(stop, str) else stop or []:
+        for index, word in enumerate(words):
+            if text in word:
+                words, finish_reason = words[:index], "stop"
+                break
+    return words, finish_reason
+
+
+def chat_prompt(body: Mapping[str, Any]) -> tuple[str, int]:
+    messages = body.get("messages")
+    if not isinstance(messages, list) or not messages:
+        raise BadRequestError("messages must be a list with at least one message.", "messages")
+    parts = []
+    for message in messages:
+        content = message.get("content") if isinstance(message, dict) else None
+        if isinstance(content, list):
+            content = "".join(part.get("text", "") for part in content if isinstance(part, dict))
+        parts.append(content or "")
+    # Only a reply that the client wants continued counts as begun; in a question, "w7" is just a word.
+    ending = "" if messages[-1].get("role") == "assistant" and body.get("continue_final_message") else "\n"
+    text = "\n".join(parts) + ending + ("" if not ending else "assistant:")
+    return text, _tokens("\n".join(parts))
+
+
+def completion_prompt(body: Mapping[str, Any]) -> tuple[str, int]:
+    prompt = body.get("prompt", "")
+    if isinstance(prompt, list) and prompt and isinstance(prompt[0], str | list):
+        prompt = prompt[0]
+    if isinstance(prompt, list):
+        return " ".join(map(str, prompt)), len(prompt)
+    if not isinstance(prompt, str):
+        raise BadRequestError("prompt must be a string, a list of strings or of token ids.", "prompt")
+    return prompt, _tokens(prompt)
+
+
+def _tokens(text: str) -> int:
+    return max(1, len(text) // CHARS_PER_TOKEN)

@@ -1,0 +1,91 @@
+"""The state store on SQLite: keys hashed, usage exact, several processes' worth of threads at once."""
+
+from __future__ import annotations
+
+import sqlite3
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from cluster.scheduling import ServiceWeights
+from cluster.state import KeyNotFoundError, Store, UsageRecord, hash_key, tenant_costs
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    store = Store(f"sqlite:///{tmp_path}/sub/state.db")
+    store.create()
+    return store
+
+
+def record(number: int, tenant: str = "a", deployment: str = "d", **tokens: int) -> UsageRecord:
+    counts = {"prompt_tokens": 10, "cached_tokens": 4, "output_tokens": 7, **tokens}
+    return UsageRecord(
+        f"r{number}", tenant, "k", "m", deployment, "online", queue_wait_s=0.1, ttft_s=0.2, duration_s=1.0,
+        status=200, finished_at_s=1000.0 + number, **counts,
+    )  # fmt: skip
+
+
+def test_a_key_is_found_until_revoked_and_never_stored(store: Store, tmp_path: Path) -> None:
+    key_id, secret = store.create_key("team-a")
+    found = store.find_key(hash_key(secret))
+    assert found is not None and (found.tenant, found.key_id) == ("team-a", key_id)
+    store.close()
+    raw = b"".join(p.read_bytes() for p in (tmp_path / "sub").iterdir())
+    assert secret.encode() not in raw and hash_key(secret).encode() in raw
+    store.revoke_key(key_id)
+    assert store.find_key(hash_key(secret)) is None
+    assert [k.revoked for k in store.keys("team-a")] == [True]
+    with pytest.raises(KeyNotFoundError, match="keys list"):
+        store.revoke_key("nope")
+
+
+def test_default_key_is_added_once(store: Store) -> None:
+    store.ensure_key("sk-tribes-fixed", "default")
+    store.ensure_key("sk-tribes-fixed", "default")
+    assert len(store.keys()) == 1
+
+
+def test_configured_tenants_do_not_overwrite_changed_ones(store: Store) -> None:
+    store.add_tenants({"a": {"weight": 1}})
+    store.put_tenant("a", {"weight": 5})
+    store.add_tenants({"a": {"weight": 1}, "b": {}})
+    assert store.tenants() == {"a": {"weight": 5}, "b": {}}
+
+
+def test_usage_is_written_once_and_summed_exactly(store: Store) -> None:
+    store.add_usage([record(1), record(2), record(3, tenant="b", output_tokens=100)])
+    store.add_usage([record(2)])
+    totals = {row["tenant"]: row for row in store.usage_totals()}
+    assert totals["a"]["requests"] == 2 and totals["a"]["output_tokens"] == 14 and totals["a"]["cached_tokens"] == 8
+    assert totals["b"]["output_tokens"] == 100
+    assert [r.request_id for r in store.usage(since_s=1002.0)] == ["r2", "r3"]
+    assert store.usage()[0] == record(1)
+
+
+def test_writers_of_several_connections_do_not_lose_rows(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/state.db"
+    Store(url).create()
+    stores = [Store(url) for _ in range(4)]
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda n: stores[n % 4].add_usage([record(n)]), range(200)))
+    assert len(stores[0].usage()) == 200
+    with sqlite3.connect(tmp_path / "state.db") as connection:
+        assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+
+
+def test_cost_is_split_by_service_and_adds_up(store: Store) -> None:
+    store.touch_replica("r0", "m", "d", 3.6, 0.0, 500.0)
+    store.touch_replica("r0", "m", "d", 3.6, 0.0, 1000.0)
+    store.touch_replica("r1", "m", "unused", 3.6, 900.0, 1000.0)
+    # 6 uncached + 2 x 7 = 20 service for a, 6 + 2 x 27 = 60 for b
+    store.add_usage([record(1), record(2, tenant="b", output_tokens=27)])
+    costs = {
+        (c.tenant, c.deployment): c
+        for c in tenant_costs(store.usage_totals(), store.replica_seconds(), ServiceWeights())
+    }
+    assert costs["a", "d"].usd == pytest.approx(0.25)
+    assert costs["b", "d"].usd == pytest.approx(0.75)
+    assert costs["(idle)", "unused"].usd == pytest.approx(0.1)
+    assert costs["a", "d"].usd_per_mtok == pytest.approx(0.25 / 17 * 1e6)
