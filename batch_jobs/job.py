@@ -11,6 +11,7 @@ import threading
 import time
 import uuid
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import orjson
@@ -31,6 +32,7 @@ from batch_jobs.scan import Scan, scan_inputs
 from batch_jobs.storage import Storage
 
 EXIT_STOPPED = 130
+_SUBMITTED_COPY = "runtime_resources"  # the folder in which Ray unpacks the --working-dir of a job
 
 
 @dataclass(frozen=True)
@@ -56,10 +58,13 @@ class Job:
         self._console = console
         self._run_id = f"{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}-{uuid.uuid4().hex[:6]}"
         self._stop = threading.Event()
+        self._connected = False
 
     def stop(self) -> None:
-        """Called by a signal handler."""
+        """Called by a signal handler. Before Ray is up there is nothing to wind down: KeyboardInterrupt."""
         self._stop.set()
+        if not self._connected:
+            raise KeyboardInterrupt
 
     def run(self) -> int:
         plan = make_plan(self._request.config_path, self._request.model)
@@ -113,21 +118,26 @@ class Job:
         chunks = list(make_chunks(scan, committed.ids, rows_per_chunk))
         schema = scan.columns.schema()
         parts = PartSettings(
-            request.output, self._run_id, request.format, schema, offline.part_rows, offline.part_seconds
+            storage.location, self._run_id, request.format, schema, offline.part_rows, offline.part_seconds
         )
         engine = plan.engine_settings(request.sampling)
         settings = ActorSettings(request.engine_class, engine, parts, plan.max_in_flight)
         connect(plan, request.engine_logs)
+        self._connected = True
         began_s = time.monotonic()
         run = RayRun(plan, settings, chunks, rows_per_chunk)
-        with ProgressView(self._console, scan.row_count, len(committed.ids)) as view:
-            progress = run.watch(lambda now: view.show(now.totals, len(now.engine_start_s)), self._stop)
-        self._finish(plan, storage, scan, committed, progress, time.monotonic() - began_s)
-        return EXIT_STOPPED if self._stop.is_set() else 0
+        try:
+            with ProgressView(self._console, scan.row_count, len(committed.ids)) as view:
+                progress = run.watch(lambda now: view.show(now.totals, len(now.engine_start_s)), self._stop)
+            complete = self._finish(plan, storage, scan, committed, progress, time.monotonic() - began_s)
+        finally:
+            run.close()
+        return 0 if complete else EXIT_STOPPED
 
     def _finish(
         self, plan: Plan, storage: Storage, scan: Scan, committed: Committed, progress: Progress, seconds: float
-    ) -> None:
+    ) -> bool:
+        """Write the report, and the mark of a complete output; says whether it is complete."""
         totals = committed.totals.plus(progress.totals)
         complete = totals.rows >= scan.row_count
         report = Report(
@@ -153,6 +163,7 @@ class Job:
             raise JobFailed(f"only {totals.rows} of {scan.row_count} rows were committed. Rerun to continue.")
         if not complete:
             self._say(f"stopped: {totals.rows} of {scan.row_count} rows are committed; the same command continues")
+        return complete
 
     def _config_used(self, plan: Plan) -> dict[str, Any]:
         return {
@@ -166,6 +177,11 @@ class Job:
 
 def open_output(location: str) -> Storage:
     """The output folder, shown to be writable."""
+    if "://" not in location and not Path(location).expanduser().is_absolute() and _SUBMITTED_COPY in Path.cwd().parts:
+        raise JobRefused(
+            f"output {location}: a submitted job runs in a temporary copy of its working directory, which Ray deletes. "
+            "Give an absolute path or a URL."
+        )
     storage = Storage(location)
     probe = f"_probe-{uuid.uuid4().hex[:8]}"
     try:

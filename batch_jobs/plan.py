@@ -36,7 +36,7 @@ class Plan:
 
     @property
     def engine_args(self) -> dict[str, Any]:
-        return {name.lstrip("-").replace("-", "_"): value for name, value in self.deployment.engine.args.items()}
+        return {name.replace("-", "_"): value for name, value in self.deployment.engine.args.items()}
 
     @property
     def max_in_flight(self) -> int:
@@ -122,10 +122,8 @@ def _only_model(offered: Mapping[str, Mapping[str, DeploymentConfig]], config_pa
 
 
 def _check_engine(name: str, deployment: DeploymentConfig) -> None:
-    engine = deployment.engine
-    if engine.kind != "vllm":
-        raise JobRefused(f"deployments.{name}.engine.kind is {engine.kind}, but offline jobs run vllm. Use it.")
-    if engine.python is not None:
+    """What the config's own checks leave open. (That an offline engine is vLLM they see to themselves.)"""
+    if deployment.engine.python is not None:
         raise JobRefused(
             f"deployments.{name}.engine.python is set, but an offline engine runs inside the job's own interpreter. "
             "Remove it and submit the job from an environment that has vLLM."

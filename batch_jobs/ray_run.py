@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import logging
 import math
+import os
+import signal
 import threading
 import time
 from collections.abc import Callable
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
     from ray.data import Dataset
 
 POLL_S = 0.5
+CLOSE_GRACE_S = 5.0
 READ_TASKS = 2
 STOP_GRACE_S = 2.0  # `ray job stop` kills three seconds after its SIGTERM
 
@@ -36,26 +39,42 @@ log = logging.getLogger(__name__)
 
 
 def connect(plan: Plan, engine_logs: bool) -> None:
-    """Join the cluster the job was submitted to, or start a local one. `engine_logs`: show what the actors print."""
+    """Join the cluster of the job, or start a local one. `engine_logs`: show what the actors print.
+
+    `ray.address: local` always starts one; without an address it is the cluster that Ray itself finds, if any.
+    """
+    # Read when Ray is imported. Else a thread that outlives this run would quietly join whatever cluster it finds.
+    os.environ["RAY_ENABLE_AUTO_CONNECT"] = "0"
     import ray
 
-    logging.getLogger("ray.data").setLevel(logging.WARNING)
     if ray.is_initialized():
         return
-    address = plan.config.ray.address or "auto"
-    try:
-        ray.init(address=address, log_to_driver=engine_logs, logging_level=logging.WARNING)
-    except ConnectionError:
-        if plan.config.ray.address is not None:
-            raise JobFailed(f"no Ray cluster at {address} (ray.address). Start it, or remove the key.") from None
-        log.warning("no Ray cluster found: starting a local one for this job")
-        ray.init(
-            num_cpus=plan.config.ray.num_cpus,
-            object_store_memory=int(plan.config.ray.object_store_gib * 2**30),
-            include_dashboard=False,
-            log_to_driver=engine_logs,
-            logging_level=logging.WARNING,
-        )
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    _init(plan, engine_logs)
+    for number, handler in handlers.items():  # ray.init sets its own, which end the process at once
+        signal.signal(number, handler)
+
+
+def _init(plan: Plan, engine_logs: bool) -> None:
+    import ray
+
+    address = plan.config.ray.address
+    if address != "local":
+        try:
+            ray.init(address=address or "auto", log_to_driver=engine_logs, logging_level=logging.WARNING)
+            return
+        except ConnectionError:
+            if address is not None:
+                raise JobFailed(f"no Ray cluster at {address} (ray.address). Start it, or remove the key.") from None
+    log.warning("no Ray cluster to join: starting a local one for this job")
+    ray.init(
+        address="local",
+        num_cpus=plan.config.ray.num_cpus,
+        object_store_memory=int(plan.config.ray.object_store_gib * 2**30),
+        include_dashboard=False,
+        log_to_driver=engine_logs,
+        logging_level=logging.WARNING,
+    )
 
 
 def concurrent_calls(max_in_flight: int, part_rows: int, rows_per_chunk: int) -> int:
@@ -81,6 +100,7 @@ class RayRun:
         import ray
         from ray.data import ActorPoolStrategy, DataContext
 
+        logging.getLogger("ray.data").setLevel(logging.ERROR)  # after its import, which sets levels of its own
         context = DataContext.get_current()
         context.enable_progress_bars = False
         context.print_on_execution_start = False
@@ -127,12 +147,20 @@ class RayRun:
             raise JobFailed(_root_message(self._error)) from self._error
         return self.progress()
 
+    def close(self) -> None:
+        """Leave Ray, which ends the engines, then the pipeline's thread. After this the output is at rest."""
+        import ray
+
+        logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # the thread's complaints about lost actors
+        ray.shutdown()
+        self._thread.join(CLOSE_GRACE_S)
+
     def progress(self) -> Progress:
         import ray
 
         try:
             progress: Progress = ray.get(self._log_actor.progress.remote())
-        except ray.exceptions.RayActorError as error:
+        except ray.exceptions.RayError as error:
             raise JobFailed(f"the commit log was lost: {error}. Committed rows stay; rerun to continue.") from error
         return progress
 

@@ -37,8 +37,8 @@ class Storage:
     def __init__(self, location: str) -> None:
         from pyarrow import fs
 
-        self.location = location
         self._fs, self._root = open_filesystem(location)
+        self.location = location if "://" in location else self._root  # means the same in every process
         self.is_local = isinstance(self._fs, fs.LocalFileSystem)
 
     def _path(self, name: str) -> str:

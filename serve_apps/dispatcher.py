@@ -18,7 +18,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import math
+import os
 import time
 import uuid
 from typing import Any
@@ -67,6 +67,8 @@ class Dispatcher:
         )
         self._metrics = QueueMetrics(model)
         self._reports: dict[str, tuple[ReplicaReport, float]] = {}
+        self._unreachable: set[str] = set()
+        self._unseen_since_s: dict[str, float] = {}
         self._gateways: dict[str, float] = {}
         self._outbox: dict[str, Answers] = {}
         self._mail: dict[str, asyncio.Event] = {}
@@ -74,11 +76,14 @@ class Dispatcher:
         self._decisions: dict[str, ScalingDecision] = {}
         self._company_at_s = time.time()
         self._tick_task: asyncio.Task[None] | None = None
+        self._tenants_task: asyncio.Task[None] | None = None
 
     # --- gateways -------------------------------------------------------------------------------------------------
 
     async def hello(self, gateway_id: str, waiting: list[Ticket], running: list[Lease]) -> Answers:
         """A gateway introduces itself and brings what it still holds (after this actor was restarted, or at first)."""
+        if (mail := self._mail.pop(gateway_id, None)) is not None:
+            mail.set()  # a poll from before would carry answers to where nobody may be listening any more
         self._heard_from(gateway_id)
         self._take(gateway_id)  # may never have arrived: the gateway's list decides
         self._queue.reconcile_owner(gateway_id, waiting, running, time.time())
@@ -95,6 +100,8 @@ class Dispatcher:
             self._queue.progress(lease_id, output_tokens, now_s)
         for lease_id, usage in message.releases:
             self._queue.release(lease_id, usage, now_s)
+        for replica_id in message.unreachable:
+            self._hold_replica(replica_id)
         for ticket in message.submits:
             refusal = self._queue.submit(ticket, now_s)
             if refusal is not None:
@@ -110,10 +117,12 @@ class Dispatcher:
         if gateway_id not in self._gateways:
             return Answers(resync=True)
         self._heard_from(gateway_id)
+        mail = self._mail[gateway_id]
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(timeout_s):
-                await self._mail[gateway_id].wait()
-        return self._take(gateway_id)
+                await mail.wait()
+        superseded = gateway_id in self._mail and self._mail[gateway_id] is not mail
+        return Answers() if superseded else self._take(gateway_id)
 
     async def goodbye(self, gateway_id: str) -> None:
         """A gateway leaves in order."""
@@ -127,7 +136,8 @@ class Dispatcher:
         first = report.replica_id not in self._reports
         before = None if first else self._reports[report.replica_id][0].state
         self._reports[report.replica_id] = (report, time.time())
-        if report.state != before and report.state != "starting":
+        if (report.state != before or report.replica_id in self._unreachable) and report.state != "starting":
+            self._unreachable.discard(report.replica_id)
             self._put_replica(report)
         if report.state == "ready" and before != "ready":
             self._metrics.cold_start(report)
@@ -157,6 +167,7 @@ class Dispatcher:
         running = self._queue.running_by_tenant()
         return {
             "model": self._model,
+            "pid": os.getpid(),
             "gateways": len(self._gateways),
             "classes": {
                 c.value: {
@@ -172,6 +183,7 @@ class Dispatcher:
                     "replica_id": report.replica_id,
                     "deployment": report.deployment,
                     "state": report.state,
+                    "pid": report.pid,
                     "running": self._running_on(report.replica_id),
                     "age_s": now_s - report.started_at_s,
                     "cold_start_s": report.cold_start_s,
@@ -228,18 +240,25 @@ class Dispatcher:
         config = self._config.deployments.get(report.deployment)
         if config is None:
             return  # removed from the configuration; Serve is about to stop it
-        draining = report.state == "draining"
+        draining = report.state == "draining" or report.replica_id in self._unreachable
         replica = Replica(
             report.replica_id, report.deployment, tuple(config.serves), config.max_running, draining=draining
         )
         self._queue.put_replica(replica, time.time())
         self._grant()
 
+    def _hold_replica(self, replica_id: str) -> None:
+        """A gateway could not connect: no lease there until its next report says that its engine lives."""
+        if replica_id in self._reports and self._reports[replica_id][0].state == "ready":
+            self._unreachable.add(replica_id)
+            self._put_replica(self._reports[replica_id][0])
+
     def _running_on(self, replica_id: str) -> int:
         return next((r.running for r in self._queue.replicas() if r.replica_id == replica_id), 0)
 
     def _drop_replica(self, replica_id: str) -> None:
         self._reports.pop(replica_id, None)
+        self._unreachable.discard(replica_id)
         for lease in self._queue.remove_replica(replica_id, time.time()):
             self._post(lease.ticket.owner).lost.append(lease.lease_id)
 
@@ -251,20 +270,27 @@ class Dispatcher:
 
     def _start_ticking(self) -> None:
         if self._tick_task is None:
-            self._tick_task = asyncio.get_running_loop().create_task(self._tick_forever())
+            loop = asyncio.get_running_loop()
+            self._tick_task = loop.create_task(self._tick_forever())
+            self._tenants_task = loop.create_task(self._refresh_tenants_forever())
 
     async def _tick_forever(self) -> None:
-        """Runs for the actor's life; every step is bounded, and a failing one is logged and tried again."""
-        tenants_at_s = -math.inf
+        """Runs for the actor's life; a tick that fails is logged and tried again."""
         while True:
             try:
-                if time.monotonic() - tenants_at_s >= TENANT_REFRESH_S:
-                    await self._refresh_tenants()
-                    tenants_at_s = time.monotonic()
                 self._tick()
             except Exception:
                 log.exception("dispatcher tick failed; trying again")
             await asyncio.sleep(TICK_S)
+
+    async def _refresh_tenants_forever(self) -> None:
+        """Apart from the tick: a store that is slow or away must not keep tickets from expiring."""
+        while True:
+            try:
+                await self._refresh_tenants()
+            except Exception as error:
+                log.warning("cannot read the tenants (%s); trying again", error)
+            await asyncio.sleep(TENANT_REFRESH_S)
 
     def _tick(self) -> None:
         now_s = time.time()
@@ -277,12 +303,23 @@ class Dispatcher:
             if now_s - heard_at_s > GATEWAY_SILENCE_S:
                 log.warning("gateway %s has been silent for %.0f s: gone", gateway_id, now_s - heard_at_s)
                 self._drop_gateway(gateway_id)
+        self._end_leases_of_unseen_replicas(now_s)
         for ticket, refusal in self._queue.expire(now_s):
             self._metrics.refused(ticket, refusal)
             self._post(ticket.owner).refusals.append(refusal)
         self._grant()
         self._metrics.levels(self._queue, [report for report, _ in self._reports.values()])
         self._exit_when_lonely(now_s)
+
+    def _end_leases_of_unseen_replicas(self, now_s: float) -> None:
+        """Leases may be on a replica that died while this actor was away, or whose end a gateway was told in an answer
+        that was lost. Told again each tick until the gateway has given them back.
+        """
+        unseen = [lease for lease in self._queue.leases() if lease.replica_id not in self._reports]
+        self._unseen_since_s = {r: self._unseen_since_s.get(r, now_s) for r in {lease.replica_id for lease in unseen}}
+        for lease in unseen:
+            if now_s - self._unseen_since_s[lease.replica_id] > REPLICA_SILENCE_S:
+                self._post(lease.ticket.owner).lost.append(lease.lease_id)
 
     def _exit_when_lonely(self, now_s: float) -> None:
         if self._gateways or self._reports:

@@ -44,6 +44,13 @@ class Progress(Protocol):
 
 
 @dataclass(slots=True)
+class _Waiting:
+    ticket: Ticket
+    on_lost: Callable[[], None]
+    future: asyncio.Future[Grant]
+
+
+@dataclass(slots=True)
 class _Held:
     lease: Lease
     on_lost: Callable[[], None]
@@ -57,11 +64,12 @@ class LeaseClient:
     def __init__(self, dispatcher: Any, gateway_id: str) -> None:
         self._dispatcher = dispatcher
         self._gateway_id = gateway_id
-        self._waiting: dict[str, tuple[Ticket, asyncio.Future[Grant]]] = {}
+        self._waiting: dict[str, _Waiting] = {}
         self._held: dict[str, _Held] = {}
         self._out = Exchange(gateway_id)
         self._news = asyncio.Event()
         self._in_touch = asyncio.Event()
+        self._hellos = 0
         self._tasks: list[asyncio.Task[None]] = []
 
     @property
@@ -83,16 +91,16 @@ class LeaseClient:
     async def acquire(self, ticket: Ticket, on_lost: Callable[[], None], timeout_s: float) -> Grant:
         """Wait for a lease. Raises RefusedError; when cancelled, the ticket is withdrawn.
 
-        `on_lost` is called once if the replica goes away before `release`. `timeout_s` bounds the wait even if the
-        dispatcher stays unreachable (it normally ends waiting tickets itself).
+        `on_lost` is called, perhaps repeatedly, if the replica goes away before `release`. `timeout_s` bounds the wait
+        even if the dispatcher stays unreachable (it normally ends waiting tickets itself).
         """
         future: asyncio.Future[Grant] = asyncio.get_running_loop().create_future()
-        self._waiting[ticket.ticket_id] = (ticket, future)
+        self._waiting[ticket.ticket_id] = _Waiting(ticket, on_lost, future)
         self._out.submits.append(ticket)
         self._news.set()
         try:
             async with asyncio.timeout(timeout_s):
-                grant = await future
+                return await future
         except TimeoutError:
             self._withdraw(ticket.ticket_id, future)
             message = "the dispatcher did not answer in time"
@@ -100,8 +108,6 @@ class LeaseClient:
         except asyncio.CancelledError:
             self._withdraw(ticket.ticket_id, future)
             raise
-        self._held[grant.lease.lease_id] = _Held(grant.lease, on_lost)
-        return grant
 
     def watch(self, lease_id: str, progress: Progress) -> None:
         """Report the progress of a running request a few times a second, together with all others."""
@@ -113,6 +119,11 @@ class LeaseClient:
         if self._held.pop(lease_id, None) is not None:
             self._out.releases.append((lease_id, usage))
             self._news.set()
+
+    def unreachable(self, replica_id: str) -> None:
+        """The replica took no connection: nobody should be sent there until it says that it lives."""
+        self._out.unreachable.append(replica_id)
+        self._news.set()
 
     async def status(self) -> dict[str, Any]:
         """The dispatcher's own account of its queue and replicas; raises RefusedError while it is away."""
@@ -127,23 +138,25 @@ class LeaseClient:
         self._waiting.pop(ticket_id, None)
         if future.done() and not future.cancelled() and future.exception() is None:
             # Granted in the moment the client left: give it back unused.
-            self._out.releases.append((future.result().lease.lease_id, None))
+            self.release(future.result().lease.lease_id, None)
         else:
             self._out.cancels.append(ticket_id)
-        self._news.set()
+            self._news.set()
 
     def _apply(self, answers: Answers) -> None:
         for grant in answers.grants:
-            _, future = self._waiting.pop(grant.lease.ticket.ticket_id, (None, None))
-            if future is None or future.done():
+            waiting = self._waiting.pop(grant.lease.ticket.ticket_id, None)
+            if waiting is None or waiting.future.done():
                 self._out.releases.append((grant.lease.lease_id, None))
                 self._news.set()
             else:
-                future.set_result(grant)
+                # Held from here on, not from when the request's task runs: a hello or a loss may come before.
+                self._held[grant.lease.lease_id] = _Held(grant.lease, waiting.on_lost)
+                waiting.future.set_result(grant)
         for refusal in answers.refusals:
-            _, future = self._waiting.pop(refusal.ticket_id, (None, None))
-            if future is not None and not future.done():
-                future.set_exception(RefusedError(refusal))
+            waiting = self._waiting.pop(refusal.ticket_id, None)
+            if waiting is not None and not waiting.future.done():
+                waiting.future.set_exception(RefusedError(refusal))
         for lease_id in answers.lost:
             held = self._held.get(lease_id)
             if held is not None:
@@ -168,10 +181,16 @@ class LeaseClient:
     async def _listen_forever(self) -> None:
         while True:
             await self._in_touch.wait()
+            hellos = self._hellos
             try:
-                self._apply(await self._dispatcher.next_answers.remote(self._gateway_id, POLL_S))
+                answers = await self._dispatcher.next_answers.remote(self._gateway_id, POLL_S)
             except RayError as error:
-                self._lost_touch(error)
+                if hellos == self._hellos:
+                    self._lost_touch(error)
+            else:
+                # What was on its way during a hello is void: the hello's list was made without it.
+                if hellos == self._hellos:
+                    self._apply(answers)
             if not self._in_touch.is_set():
                 self._news.set()  # wakes the sender, which says hello
                 await asyncio.sleep(RETRY_S)
@@ -192,7 +211,8 @@ class LeaseClient:
         while not self._in_touch.is_set():
             # Releases and cancellations not yet sent are implied: hello lists exactly what still waits and runs.
             self._out = Exchange(self._gateway_id)
-            waiting = [ticket for ticket, _ in self._waiting.values()]
+            self._hellos += 1
+            waiting = [waiting.ticket for waiting in self._waiting.values()]
             running = [held.lease for held in self._held.values()]
             try:
                 answers = await self._dispatcher.hello.remote(self._gateway_id, waiting, running)

@@ -21,6 +21,8 @@ class ReplicaReport:
     deployment: str
     state: ReplicaState
     started_at_s: float
+    pid: int = 0
+    """Root of the engine's process tree on its node."""
     base_url: str = ""
     api_key: str = field(default="", repr=False)
     cold_start_s: float | None = None
@@ -54,9 +56,11 @@ class Exchange:
     releases: list[tuple[str, TokenUsage | None]] = field(default_factory=list)
     progress: dict[str, int] = field(default_factory=dict)
     """Lease id -> output tokens so far."""
+    unreachable: list[str] = field(default_factory=list)
+    """Replicas that took no connection."""
 
     def __bool__(self) -> bool:
-        return bool(self.submits or self.cancels or self.releases or self.progress)
+        return bool(self.submits or self.cancels or self.releases or self.progress or self.unreachable)
 
 
 @dataclass(slots=True)

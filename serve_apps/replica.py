@@ -138,6 +138,7 @@ class EngineReplica:
             deployment=self._name,
             state=self._state,
             started_at_s=self._started_at_s,
+            pid=(self._server.pid or 0) if self._server else 0,
             base_url=self._server.base_url if ready and self._server else "",
             api_key=self._server.api_key if ready and self._server else "",
             cold_start_s=self._cold_start_s,

@@ -56,7 +56,8 @@ def _syntax_problem(error: yaml.YAMLError) -> Problem:
     what = getattr(error, "problem", None) or getattr(error, "reason", None) or str(error)
     if mark is None:
         return Problem((), f"YAML syntax error: {what}")
-    context = f" {error.context}" if getattr(error, "context", None) else ""
+    where = getattr(error, "context", None)
+    context = f" {where}" if where else ""
     return Problem((), f"YAML syntax error at line {mark.line + 1}, column {mark.column + 1}:{context} {what}")
 
 

@@ -40,7 +40,13 @@ def serve_config(config: TribesConfig) -> dict[str, Any]:
 
 def deploy(config: TribesConfig) -> None:
     """Ask Serve for the application; returns at once."""
-    _client(config).deploy_applications(serve_config(config))
+    client = _client(config)
+    try:
+        client.deploy_applications(serve_config(config))
+    except RuntimeError as error:
+        # Ray sends the traceback of its own server: the reason is at its end.
+        reason = [line for line in str(error).splitlines() if len(line.strip()) > 1]
+        raise LocalClusterError(f"Serve refused the application: {reason[-1] if reason else error}") from error
 
 
 def wait_running(config: TribesConfig, timeout_s: float, progress: Callable[[str], None]) -> None:

@@ -14,6 +14,7 @@ import uuid
 from pathlib import Path
 
 from cluster.config import TribesConfig
+from cluster.engines import free_port
 from cluster.local import processes
 from cluster.local.errors import LocalClusterError
 from cluster.local.run import RunInfo, read_run, remove_run, write_run
@@ -75,6 +76,8 @@ def _command(config: TribesConfig) -> list[str]:
         "--port": config.ray.port,
         "--dashboard-port": config.ray.dashboard_port,
         "--dashboard-host": "127.0.0.1",
+        # Any free port: a second cluster on this machine could not take jobs with Ray's fixed one.
+        "--dashboard-agent-listen-port": 0,
         "--object-store-memory": int(config.ray.object_store_gib * 2**30),
         "--num-cpus": config.ray.num_cpus,
         "--temp-dir": config.ray.temp_dir,
@@ -89,9 +92,18 @@ def _environment(config: TribesConfig, marker: str) -> dict[str, str]:
         "TRIBES_RUN": marker,
         # The same interpreter for every worker, whatever PATH says.
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
+        # Ray makes its workers nice (15); engines would then lag behind whatever else the machine does.
+        "RAY_worker_niceness": "0",
+        # The application is stopped before: nothing is left to drain on this node.
+        "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
         # Replicas that leave need not wait for balancers to notice: HAProxy is told at once, and retries.
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
     }
+    # HAProxy's fixed side ports would keep a second cluster off this machine, and its default of 120 s would cut
+    # streams that are longer than that whenever the gateway's replicas change.
+    environment["RAY_SERVE_HAPROXY_METRICS_PORT"] = str(free_port("0.0.0.0"))
+    environment["RAY_SERVE_HAPROXY_STATS_PORT"] = str(free_port("0.0.0.0"))
+    environment["RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S"] = "3600"
     environment["RAY_SERVE_ENABLE_HA_PROXY"] = "1" if config.ray.haproxy else "0"
     return environment
 

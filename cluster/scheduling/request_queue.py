@@ -254,8 +254,12 @@ class RequestQueue:
             expires_at_s = ticket.arrived_at_s + self._admission.max_wait_s(ticket.request_class)
         heapq.heappush(self._expiry, (expires_at_s, ticket.ticket_id))
 
-    def _candidates(self, request_class: RequestClass) -> list[Replica]:
-        return [r for r in self._replicas.values() if r.free > 0 and request_class in r.serves]
+    def _candidates(self, request_class: RequestClass, avoid: tuple[str, ...] = ()) -> list[Replica]:
+        able = [r for r in self._replicas.values() if request_class in r.serves and not r.draining]
+        if avoid:
+            # A replica that fails is always free: only waiting for the others keeps a retry from it.
+            able = [r for r in able if r.replica_id not in avoid] or able
+        return [r for r in able if r.free > 0]
 
     def _grant_one(self, now_s: float) -> Lease | None:
         waiting = [c for c, q in self._queues.items() if len(q)]
@@ -263,7 +267,7 @@ class RequestQueue:
             ticket = self._queues[request_class].peek()
             if ticket is None:
                 continue
-            replica = self._placement.choose(ticket, self._candidates(request_class))
+            replica = self._placement.choose(ticket, self._candidates(request_class, ticket.avoid))
             if replica is not None:
                 return self._lease(ticket, replica, now_s)
         return None

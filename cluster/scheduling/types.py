@@ -26,6 +26,8 @@ class Ticket:
     arrived_at_s: float
     session: str | None = None
     expires_at_s: float | None = None
+    avoid: tuple[str, ...] = ()
+    """Replicas that failed this request before: not taken while another one serves its class, busy or not."""
 
 
 @dataclass(frozen=True, slots=True)

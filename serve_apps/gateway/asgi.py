@@ -157,7 +157,9 @@ class Gateway:
         raw = await read_body(scope, receive, self._config.gateway.max_body_bytes)
         request = parse_request(path, raw, caller, self._config, header(scope, b"x-session-id"))
         max_wait_s = self._config.scheduling.classes[request.request_class].max_wait_s
-        record = await self._relay.run(request, caller, self._leases[request.model], max_wait_s, receive, send)
+        await self._relay.run(request, caller, self._leases[request.model], max_wait_s, receive, send, self._finished)
+
+    def _finished(self, record: UsageRecord) -> None:
         self._metrics.finished(record)
         if record.deployment:
             self._ledger.add(record)

@@ -1,23 +1,28 @@
 """API key -> tenant. Owns: a small cache over the state store, so that a request costs no query.
 
-An entry is used for `FRESH_S`, refreshed in the background after that, and dropped after `STALE_S`: a revoked key works
-`FRESH_S` plus one request longer, and a store that is away for a moment harms nobody. Must not know: HTTP beyond the
-header.
+An entry is used for `FRESH_S`, refreshed beside the request that meets it until `TRUSTED_S`, and before that request
+after it: a revoked key works for `TRUSTED_S` at most. While the store is away an entry holds for `STALE_S`.
+Must not know: HTTP beyond the header.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections import OrderedDict
 from dataclasses import dataclass
+
+from sqlalchemy.exc import SQLAlchemyError
 
 from cluster.state import Store, hash_key
 from serve_apps.gateway.errors import ApiError
 
 FRESH_S = 2.0
+TRUSTED_S = 5.0
 STALE_S = 60.0
 MAX_ENTRIES = 50_000
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,20 +51,36 @@ class KeyRing:
         key_hash = hash_key(key.strip())
         caller, at_s = self._cache.get(key_hash, (None, 0.0))
         age_s = time.monotonic() - at_s
-        if caller is None or age_s > STALE_S:
-            caller = await self._refresh(key_hash)
+        if caller is None or age_s > TRUSTED_S:
+            caller = await self._looked_up(key_hash, caller if age_s <= STALE_S else None)
         elif age_s > FRESH_S:
-            _ = self._refresh(key_hash)
+            self._refresh(key_hash)
         if caller is None:
             raise ApiError(401, "invalid_api_key", "incorrect API key: `tribes keys list` shows the keys that work")
         return caller
+
+    async def _looked_up(self, key_hash: str, known: Caller | None) -> Caller | None:
+        """The caller as the store has it, or `known` while the store is away."""
+        try:
+            # Shielded: others wait for the same look-up, and must not end with a client that gives up.
+            return await asyncio.shield(self._refresh(key_hash))
+        except SQLAlchemyError:
+            if known is None:
+                message = "the state store is away, so no API key can be looked up"
+                raise ApiError(503, "store_unavailable", message, retry_after_s=1.0) from None
+            return known
 
     def _refresh(self, key_hash: str) -> asyncio.Task[Caller | None]:
         task = self._refreshing.get(key_hash)
         if task is None:
             task = self._refreshing[key_hash] = asyncio.create_task(self._look_up(key_hash))
-            task.add_done_callback(lambda _: self._refreshing.pop(key_hash, None))
+            task.add_done_callback(lambda done: self._refreshed(key_hash, done))
         return task
+
+    def _refreshed(self, key_hash: str, task: asyncio.Task[Caller | None]) -> None:
+        del self._refreshing[key_hash]
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.warning("cannot look up an API key (%s)", type(error).__name__)
 
     async def _look_up(self, key_hash: str) -> Caller | None:
         caller = await asyncio.to_thread(self._query, key_hash)

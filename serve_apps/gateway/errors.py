@@ -21,7 +21,7 @@ _TYPES = {
     422: "invalid_request_error",
     429: "rate_limit_error",
 }
-_TOO_LONG = ("maximum context length", "max_model_len", "context length", "is longer than the model")
+_TOO_LONG = ("max_model_len", "context length", "maximum model length")
 
 
 class ApiError(Exception):

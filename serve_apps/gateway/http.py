@@ -52,7 +52,7 @@ async def read_body(scope: Scope, receive: Receive, max_bytes: int) -> bytes:
             chunks.clear()
         else:
             chunks.append(chunk)
-        if not message.get("more_body") or size > MAX_DISCARDED_BYTES:
+        if not message.get("more_body") or (too_large and size > MAX_DISCARDED_BYTES):
             break
     if too_large:
         raise ApiError(413, "request_too_large", f"the request body is larger than {max_bytes} bytes")

@@ -10,8 +10,6 @@ import asyncio
 import contextlib
 import logging
 
-from sqlalchemy.exc import SQLAlchemyError
-
 from cluster.state import Store, UsageRecord
 
 FLUSH_S = 0.5
@@ -53,9 +51,13 @@ class Ledger:
         if not self._pending:
             return
         batch, self._pending = self._pending, []
+        written = False
         try:
-            # Shielded: a cancelled wait must not make the batch look unwritten.
-            await asyncio.shield(asyncio.to_thread(self._store.add_usage, batch))
-        except SQLAlchemyError as error:
+            await asyncio.to_thread(self._store.add_usage, batch)
+            written = True
+        except Exception as error:
             log.warning("cannot write %d usage records (%s); trying again", len(batch), error)
-            self._pending = batch + self._pending
+        finally:
+            # When cancelled, too: nobody then hears how the writing ended, and a record written twice is harmless.
+            if not written:
+                self._pending = batch + self._pending

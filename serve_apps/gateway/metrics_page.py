@@ -45,8 +45,9 @@ def merge(pages: Iterable[str]) -> str:
     for page in pages:
         metric = ""
         for line in page.splitlines():
-            if line.startswith("# "):
-                metric = line.split(" ", 3)[2]
+            if line.startswith("#"):
+                words = line.split(" ", 3)
+                metric = words[2] if len(words) > 2 else ""
                 if metric.startswith(PREFIX) and line not in heads.setdefault(metric, []):
                     heads[metric].append(line)
             elif metric.startswith(PREFIX) and line.startswith(PREFIX):

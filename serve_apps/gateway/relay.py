@@ -13,6 +13,7 @@ import asyncio
 import contextlib
 import time
 import uuid
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import aiohttp
@@ -52,6 +53,7 @@ class _Course:
     status: int = 0
     headers_sent: bool = False
     usage: TokenUsage | None = None
+    failed_replicas: tuple[str, ...] = ()
 
     def elapsed_s(self) -> float:
         return time.monotonic() - self.started_s
@@ -89,9 +91,11 @@ class _ReplicaLost:
             self.signal()
 
     def signal(self) -> None:
+        """May come more than once, and when the attempt is already ending."""
         self._happened = True
         if self._scope is not None:
-            self._scope.reschedule(asyncio.get_running_loop().time())
+            with contextlib.suppress(RuntimeError):  # it is ending
+                self._scope.reschedule(asyncio.get_running_loop().time())
 
 
 class Relay:
@@ -112,8 +116,9 @@ class Relay:
         max_wait_s: float,
         receive: Receive,
         send: Send,
-    ) -> UsageRecord:
-        """Serve the request to its end, errors included; returns what to bill (no deployment: it never ran)."""
+        finished: Callable[[UsageRecord], None],
+    ) -> None:
+        """Serve the request to its end, errors included; `finished` gets what to bill (no deployment: it never ran)."""
         course = _Course(f"req-{uuid.uuid4().hex}", caller, request)
         try:
             async with cancelled_on_disconnect(receive):
@@ -123,7 +128,15 @@ class Relay:
         except ApiError as error:
             course.status = error.status
             await self._send_failure(course, error, send)
-        return course.record()
+        except asyncio.CancelledError:
+            # The server ends the request: it shuts down, or tells in this way that the client left.
+            course.status = CLIENT_GONE_STATUS
+            raise
+        except Exception:
+            course.status = 500
+            raise
+        finally:
+            finished(course.record())
 
     async def _with_retries(self, course: _Course, leases: LeaseClient, max_wait_s: float, send: Send) -> None:
         arrived_at_s = time.time()
@@ -137,6 +150,9 @@ class Relay:
                     await self._once(course, leases, grant, send)
                 return
             except (aiohttp.ClientError, ReplicaFailedError, TimeoutError) as error:
+                course.failed_replicas += (grant.lease.replica_id,)
+                if isinstance(error, aiohttp.ClientConnectorError):
+                    leases.unreachable(grant.lease.replica_id)
                 if course.headers_sent or attempt == self._config.max_attempts:
                     message = f"the replica failed while serving this request ({type(error).__name__}); send it again"
                     raise ApiError(502, "replica_failed", message, retry_after_s=1.0) from error
@@ -153,6 +169,8 @@ class Relay:
         lost: _ReplicaLost,
     ) -> Grant:
         request = course.request
+        # A second attempt keeps its place in the queue, and may wait as long again: the failure was not the client's.
+        expires_at_s = (arrived_at_s if attempt == 1 else time.time()) + max_wait_s
         ticket = Ticket(
             ticket_id=f"{course.request_id}.{attempt}",
             owner=leases.gateway_id,
@@ -160,9 +178,10 @@ class Relay:
             request_class=request.request_class,
             prompt_tokens=request.prompt_tokens,
             max_output_tokens=request.max_output_tokens,
-            # A second attempt keeps its place: the failure was not the client's.
             arrived_at_s=arrived_at_s,
             session=request.session,
+            expires_at_s=expires_at_s,
+            avoid=course.failed_replicas,
         )
         try:
             grant = await leases.acquire(ticket, lost.signal, max_wait_s + ACQUIRE_SLACK_S)
@@ -178,7 +197,8 @@ class Relay:
         url = grant.base_url + course.request.path
         async with self._session.post(url, data=course.request.body, headers=headers, timeout=self._timeout) as answer:
             course.status = answer.status
-            if answer.status >= 500:
+            # 401 and 403 are about our key to the engine (another one has taken the port), not about the client's.
+            if answer.status >= 500 or answer.status in (401, 403):
                 raise ReplicaFailedError(f"the engine answered {answer.status}: {(await answer.read())[:200]!r}")
             if answer.status >= 400:
                 raise engine_error(answer.status, await answer.read())

@@ -52,7 +52,8 @@ def parse_request(
     if model not in config.models:
         known = ", ".join(config.models)
         raise ApiError(404, "model_not_found", f"unknown model {model!r}; known: {known}", param="model")
-    request_class = _request_class(parsed, caller, model, config)
+    tier = _asked_tier(parsed, caller)
+    request_class = _request_class(tier, model, config)
     stream = parsed.get("stream") is True
     options = parsed.get("stream_options")
     wants_usage = isinstance(options, Mapping) and options.get("include_usage") is True
@@ -60,7 +61,7 @@ def parse_request(
         path=path,
         model=model,
         request_class=request_class,
-        tier=_echoed_tier(parsed, caller, request_class),
+        tier="priority" if (tier, request_class) == ("priority", RequestClass.ONLINE) else tier_of_class(request_class),
         stream=stream,
         wants_usage=wants_usage,
         session=_session(parsed, session_header),
@@ -80,15 +81,18 @@ def _object(raw: bytes) -> dict[str, Any]:
     return parsed
 
 
-def _request_class(parsed: Mapping[str, Any], caller: Caller, model: str, config: TribesConfig) -> RequestClass:
+def _asked_tier(parsed: Mapping[str, Any], caller: Caller) -> str:
+    """The tier that the client names; the tenant's own where it names none or `auto`."""
     tier = parsed.get("service_tier")
-    if tier is None:
-        tier = caller.default_tier
+    if tier is None or tier == "auto":
+        return caller.default_tier
     if tier not in SERVICE_TIERS:
         message = f"unknown service_tier {tier!r}; use one of {', '.join(SERVICE_TIERS)}"
         raise ApiError(400, "invalid_service_tier", message, param="service_tier")
-    if tier == "auto" and caller.default_tier != "auto":
-        tier = caller.default_tier
+    return str(tier)
+
+
+def _request_class(tier: str, model: str, config: TribesConfig) -> RequestClass:
     wanted = class_of_tier(tier, config.gateway.auto_tier)
     served = {c for d in config.serving().values() if d.model == model for c in d.serves}
     # A model need not be deployed for every class: the nearest one serves, and the response says which it was.
@@ -96,13 +100,6 @@ def _request_class(parsed: Mapping[str, Any], caller: Caller, model: str, config
         if request_class in served:
             return request_class
     raise ApiError(404, "model_not_served", f"model {model!r} is deployed for batch jobs only", param="model")
-
-
-def _echoed_tier(parsed: Mapping[str, Any], caller: Caller, request_class: RequestClass) -> str:
-    asked = parsed.get("service_tier") or caller.default_tier
-    if asked == "priority" and request_class is RequestClass.ONLINE:
-        return "priority"
-    return tier_of_class(request_class)
 
 
 def _max_output_tokens(parsed: Mapping[str, Any], max_model_len: int | None) -> int:
@@ -117,14 +114,19 @@ def _session(parsed: Mapping[str, Any], session_header: bytes | None) -> str | N
     """What ties the turns of a conversation together: named by the client, else its leading messages."""
     for named in (parsed.get("prompt_cache_key"), session_header, parsed.get("user")):
         if named:
-            return named.decode("latin-1") if isinstance(named, bytes) else str(named)
+            # Hashed: the name stays in memory long after the request, and a client may send a very long one.
+            return _digest(named if isinstance(named, bytes) else str(named).encode())
     messages = parsed.get("messages")
     if not isinstance(messages, list) or not messages:
         return None
     # Up to the first user message: the part that stays the same as the conversation grows.
     roles = [m.get("role") if isinstance(m, Mapping) else None for m in messages]
     head = messages[: roles.index("user") + 1] if "user" in roles else messages[:1]
-    return hashlib.blake2b(orjson.dumps(head), digest_size=12).hexdigest()
+    return _digest(orjson.dumps(head))
+
+
+def _digest(name: bytes) -> str:
+    return hashlib.blake2b(name, digest_size=12).hexdigest()
 
 
 def _with_usage(raw: bytes, parsed: dict[str, Any]) -> bytes:

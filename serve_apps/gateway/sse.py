@@ -79,7 +79,7 @@ class EventStream:
         end += len(_END)
         self._carry = data[end:]
         block = data[:end] if self._carry else data
-        self.output_tokens += block.count(_DATA)
+        self.output_tokens += block.count(_END)
         if not self._patched:
             block = self._patch_first(block)
         if _NO_CHOICES in block and _USAGE in block:
@@ -99,8 +99,9 @@ class EventStream:
         kept = []
         for event in block.split(_END):
             if _NO_CHOICES in event and _USAGE in event and event.startswith(_DATA):
-                self.usage = read_usage(orjson.loads(event[len(_DATA) :]).get("usage"))
-                if not self._keep_usage:
+                usage = body_usage(event[len(_DATA) :])
+                self.usage = usage or self.usage
+                if usage is not None and not self._keep_usage:
                     continue
             kept.append(event)
         return _END.join(kept)

@@ -34,7 +34,8 @@ def write_config(folder: Path, *, engines: int = 1, part_rows: int = 10, **engin
         },
         "pools": {"default": {"usd_per_hour": 3.6}},
         "offline": {"part_rows": part_rows, "part_seconds": 1},
-        "ray": {"num_cpus": 4, "object_store_gib": 0.3},
+        # Its own Ray: without an address the job would join any cluster that happens to run on this machine.
+        "ray": {"address": "local", "num_cpus": 4, "object_store_gib": 0.3},
     }
     path = folder / "config.yaml"
     path.write_text(yaml.safe_dump(config))

@@ -68,7 +68,7 @@ def test_missing_input(tmp_path: Path, source: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"kind": "sglang"}, "is sglang, but offline jobs run vllm"),
+        ({"kind": "sglang"}, "needs kind: vllm"),
         ({"python": "/usr/bin/python3"}, "engine.python is set"),
     ],
 )
@@ -124,3 +124,13 @@ def test_the_refused_job_gives_its_lock_back(tmp_path: Path, source: Path) -> No
     with pytest.raises(JobRefused, match="no prompt or messages column"):
         run(tmp_path, source)
     assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_a_submitted_job_needs_an_output_that_outlives_it(
+    tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = tmp_path / "runtime_resources" / "working_dir_files" / "x"
+    copy.mkdir(parents=True)
+    monkeypatch.chdir(copy)
+    with pytest.raises(JobRefused, match="temporary copy of its working directory"):
+        run(tmp_path, source, output="answers")

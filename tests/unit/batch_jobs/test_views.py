@@ -50,7 +50,7 @@ def test_cost_of_a_run() -> None:
 
 
 def test_a_plan_passes_placement_and_engine_arguments_through(tmp_path: Path) -> None:
-    path = write_config(tmp_path, **{"enable-prefix-caching": True, "--seed": 1})
+    path = write_config(tmp_path, **{"enable-prefix-caching": True, "seed": 1})
     config = yaml.safe_load(path.read_text())
     deployment = config["deployments"]["batch"]
     deployment["engine"]["env"] = {"A": "1"}

@@ -1,0 +1,107 @@
+"""Offline jobs on real vLLM, through the command line: answers, bad rows, and an engine that is killed."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from batch_jobs.lock import process_start
+from cluster.config import load_config
+from cluster.engines.guard import descendants
+from tests.support.offline_jobs import output_rows, write_jsonl
+
+pytestmark = [pytest.mark.engine, pytest.mark.live, pytest.mark.timeout(400)]
+ROOT = Path(__file__).parents[2]
+MODEL = "smollm2-135m"
+
+
+def write_config(folder: Path, part_rows: int, **engine_args: Any) -> Path:
+    """The repository's model and offline deployment, on a Ray of this test's own."""
+    local = load_config(ROOT / "configs" / "local.yaml")
+    (name, deployment), *_ = local.offline_deployments(MODEL).items()
+    settings: dict[str, Any] = {
+        "models": {MODEL: local.models[MODEL].model_dump(mode="json")},
+        "deployments": {name: deployment.model_dump(mode="json", exclude_defaults=True)},
+        "pools": {deployment.pool: {"usd_per_hour": 0.36}},
+        "paths": {"models": str(local.paths.models)},
+        "offline": {"part_rows": part_rows},
+        "ray": {"address": "local", "num_cpus": 4, "object_store_gib": 0.3},
+    }
+    settings["deployments"][name]["engine"]["args"] |= engine_args
+    path = folder / "config.yaml"
+    path.write_text(yaml.safe_dump(settings))
+    return path
+
+
+def start(folder: Path, source: Path, config: Path) -> subprocess.Popen[bytes]:
+    with (folder / "log").open("wb") as log:
+        return subprocess.Popen(
+            [
+                sys.executable, "-m", "batch_jobs.generate", "--input", str(source), "--output", str(folder / "out"),
+                "--config", str(config), "--max-tokens", "16", "--temperature", "0", "--engine-logs",
+            ],
+            cwd=ROOT, stdout=log, stderr=subprocess.STDOUT,
+        )  # fmt: skip
+
+
+def until(condition: Callable[[], Any], within_s: float, what: str) -> None:
+    deadline_s = time.monotonic() + within_s
+    while not condition():
+        assert time.monotonic() < deadline_s, f"never: {what}"
+        time.sleep(0.05)
+
+
+def test_answers_and_bad_rows(tmp_path: Path) -> None:
+    questions = ["What is the capital of France?", *(f"Say something about the number {i}." for i in range(22))]
+    rows = [{"id": f"q{i}", "messages": [{"role": "user", "content": text}]} for i, text in enumerate(questions)]
+    rows.append({"id": "raw", "prompt": "The capital of France is"})
+    bad = [{"id": "long", "prompt": "word " * 20_000}, {"id": "empty", "prompt": ""}]
+    job = start(tmp_path, write_jsonl(tmp_path / "in.jsonl", [*rows, *bad]), write_config(tmp_path, 256))
+    try:
+        assert job.wait(380) == 0, (tmp_path / "log").read_text()
+    finally:
+        job.kill()
+    answers = {row["id"]: row for row in output_rows(tmp_path / "out")}
+    assert sorted(answers) == sorted(row["id"] for row in rows + bad)
+    assert "Paris" in answers["q0"]["output"]
+    assert all(0 < answers[str(row["id"])]["output_tokens"] <= 16 for row in rows)
+    assert answers["long"]["error"]["type"] == "prompt_too_long"
+    assert answers["empty"]["error"]["type"] == "missing_prompt"
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert report["complete"] and report["ok"] == 24 and report["run"]["usd_per_mtok"] > 0
+
+
+def title(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ")
+    except OSError:
+        return ""
+
+
+def test_a_killed_engine_actor_takes_its_engine_along_and_the_job_goes_on(tmp_path: Path) -> None:
+    rows = [{"id": f"r{i}", "prompt": f"Write about the number {i}:"} for i in range(60)]
+    config = write_config(tmp_path, 5, max_num_seqs=4)
+    job = start(tmp_path, write_jsonl(tmp_path / "in.jsonl", rows), config)
+    try:
+        until(lambda: output_rows(tmp_path / "out"), 200, (tmp_path / "log").read_text())
+        below = descendants(job.pid)
+        actors = [pid for pid in below if "EngineActor" in title(pid)]
+        engines = [pid for pid in below if "VLLM::" in title(pid)]
+        assert len(actors) == 1 and engines
+        os.kill(actors[0], signal.SIGKILL)
+        until(lambda: not any(process_start(pid) for pid in engines), 10, "vLLM's processes end with their actor")
+        assert job.wait(200) == 0, (tmp_path / "log").read_text()
+    finally:
+        job.kill()
+    assert sorted(row["id"] for row in output_rows(tmp_path / "out")) == sorted(row["id"] for row in rows)
+    assert json.loads((tmp_path / "out" / "report.json").read_text())["run"]["engines_started"] == 2

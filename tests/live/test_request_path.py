@@ -1,0 +1,163 @@
+"""The request path on a real Ray cluster with scripted engines: doors, scaling from zero, and everybody's death."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+import pytest
+from openai import AsyncOpenAI, OpenAI
+
+from tests.support.stack import Stack
+
+pytestmark = [pytest.mark.live, pytest.mark.timeout(300)]
+MODEL = "tiny"
+
+
+def client(stack: Stack, key: str | None = None, **more: Any) -> AsyncOpenAI:
+    return AsyncOpenAI(
+        base_url=f"{stack.base_url}/v1", api_key=key or stack.started.api_key, max_retries=0, timeout=120, **more
+    )
+
+
+async def stream_words(api: AsyncOpenAI, tokens: int, **more: Any) -> list[str]:
+    """The words of one streamed answer of `tokens` tokens."""
+    stream = await api.chat.completions.create(
+        model=MODEL,
+        messages=[{"role": "user", "content": "go"}],
+        stream=True,
+        extra_body={"x_script": {"tokens": tokens}, **more.pop("extra", {})},
+        **more,
+    )
+    return [c.choices[0].delta.content async for c in stream if c.choices and c.choices[0].delta.content]
+
+
+def words(count: int) -> list[str]:
+    return [f" w{number}" for number in range(count)]
+
+
+def test_both_doors_answer_alike(stack: Stack) -> None:
+    door = stack.config.gateway.own_door.port
+    answers = []
+    for base in (stack.base_url, f"http://127.0.0.1:{door}"):
+        api = OpenAI(base_url=f"{base}/v1", api_key=stack.started.api_key)
+        answer = api.chat.completions.create(model=MODEL, messages=[{"role": "user", "content": "hi"}], max_tokens=5)
+        assert answer.service_tier == "default" and answer.usage is not None and answer.usage.completion_tokens == 5
+        answers.append(answer.choices[0].message.content)
+        assert httpx.get(f"{base}/health").json() == {"status": "ok"}
+        assert [m.id for m in api.models.list()] == [MODEL]
+    assert answers[0] == answers[1]
+
+
+async def test_a_burst_scales_from_zero_and_back(stack: Stack) -> None:
+    """The decision comes within 2 s, every request is served, and the replicas go when nobody asks any more."""
+    stack.wait("no burst replica", lambda: not stack.replicas(MODEL, "tiny-burst"), 60)
+    keys = {tenant: stack.key(tenant) for tenant in "abc"}
+    started = time.monotonic()
+    requests = [
+        asyncio.create_task(stream_words(client(stack, key), 20, service_tier="flex", extra={}))
+        for _ in range(8)
+        for key in keys.values()
+    ]
+
+    def wanted() -> int:
+        return stack.status(MODEL)["scaling"].get("tiny-burst", {}).get("replicas", 0)
+
+    decided_s = await asyncio.to_thread(stack.wait, "the decision to scale", lambda: wanted() > 0, 10, 0.05)
+    assert decided_s < 2.0
+    assert await asyncio.gather(*requests) == [words(20)] * 24
+    assert time.monotonic() - started < 60
+    idle_s = await asyncio.to_thread(stack.wait, "scale to zero", lambda: not stack.status(MODEL)["replicas"][2:], 60)
+    assert idle_s > 1
+
+
+async def test_metrics_show_what_happened(stack: Stack) -> None:
+    await stream_words(client(stack), 5)
+
+    def page() -> str:
+        return httpx.get(f"{stack.base_url}/metrics", timeout=10).text
+
+    for metric in ("requests_total", "tokens_total", "ttft_seconds", "itl_seconds", "queue_wait_seconds",
+                   "queue_depth", "service", "replicas", "cold_start_seconds"):  # fmt: skip
+        await asyncio.to_thread(stack.wait, metric, lambda m=metric: f"ray_tribes_{m}" in page(), 40, 0.5)
+
+
+async def test_the_ledger_has_what_the_engine_reported(stack: Stack) -> None:
+    key = stack.key("ledger-test")
+    await asyncio.gather(*(stream_words(client(stack, key), 7) for _ in range(10)))
+
+    def rows() -> list[dict[str, Any]]:
+        return [r for r in stack.store.usage_totals() if r["tenant"] == "ledger-test"]
+
+    await asyncio.to_thread(stack.wait, "usage", lambda: rows() and rows()[0]["requests"] == 10, 20)
+    assert rows()[0]["output_tokens"] == 70
+
+
+async def test_dispatcher_killed_under_load(stack: Stack) -> None:
+    """Running streams do not notice; waiting requests are served by its successor; no lease is lost."""
+    before = stack.status(MODEL)["pid"]
+    api = client(stack)
+    running = [asyncio.create_task(stream_words(api, 600)) for _ in range(16)]
+    await asyncio.sleep(1.0)
+    waiting = [asyncio.create_task(stream_words(api, 20)) for _ in range(20)]
+    await asyncio.sleep(0.3)
+    os.kill(before, signal.SIGKILL)
+    assert await asyncio.gather(*running) == [words(600)] * 16
+    assert await asyncio.gather(*waiting) == [words(20)] * 20
+    status = stack.status(MODEL)
+    assert status["pid"] != before
+    await asyncio.to_thread(
+        stack.wait, "leases given back", lambda: sum(r["running"] for r in stack.status(MODEL)["replicas"]) == 0, 10
+    )
+
+
+async def test_engine_killed_under_load(stack: Stack) -> None:
+    """Its streams end with an error event; every other request is served; Serve brings a new replica."""
+    victim = stack.replicas(MODEL, "tiny-online")[0]
+    api = client(stack)
+    running = [asyncio.create_task(stream_words(api, 300)) for _ in range(16)]
+    await asyncio.sleep(0.7)
+    waiting = [asyncio.create_task(stream_words(api, 20)) for _ in range(10)]
+    await asyncio.sleep(0.2)
+    tree = psutil.Process(victim["pid"]).children(recursive=True)
+    engine = [p for p in tree if p.cmdline()[1:3] == ["-m", "tests.support.scripted_engine"]]
+    assert engine
+    for process in engine:
+        process.kill()
+    ended = await asyncio.gather(*running, return_exceptions=True)
+    failed = [e for e in ended if isinstance(e, BaseException)]
+    assert 0 < len(failed) <= 8 and all("replica failed" in str(e) for e in failed)
+    assert all(e == words(300) for e in ended if not isinstance(e, BaseException))
+    assert await asyncio.gather(*waiting) == [words(20)] * 10
+    await asyncio.to_thread(stack.wait, "two replicas again", lambda: _ready(stack, victim) == 2, 60)
+
+
+async def test_replica_actor_killed(stack: Stack) -> None:
+    """kill -9 of the actor takes its engine along (the guard notices), and Serve replaces it."""
+    victim = stack.replicas(MODEL, "tiny-online")[0]
+    guard = psutil.Process(victim["pid"])
+    tree = [guard, *guard.children(recursive=True)]
+    guard.parent().kill()
+    _, alive = psutil.wait_procs(tree, timeout=20)
+    assert not alive, f"{alive} outlived the replica that owned them"
+    await asyncio.to_thread(stack.wait, "two replicas again", lambda: _ready(stack, victim) == 2, 60)
+    assert await stream_words(client(stack), 5) == words(5)
+
+
+def test_serve_and_ray_commands_work_without_tribes(stack: Stack) -> None:
+    dashboard = f"http://127.0.0.1:{stack.config.ray.dashboard_port}"
+    serve = Path(sys.executable).with_name("serve")
+    shown = subprocess.run([serve, "status", "-a", dashboard], capture_output=True, text=True, timeout=60, check=True)
+    assert "tiny-online" in shown.stdout and "RUNNING" in shown.stdout
+
+
+def _ready(stack: Stack, victim: dict[str, Any]) -> int:
+    return sum(r["replica_id"] != victim["replica_id"] for r in stack.replicas(MODEL, "tiny-online"))

@@ -1,0 +1,76 @@
+"""The official `openai` client against the gateway: what an application would do."""
+
+from __future__ import annotations
+
+import pytest
+from openai import AsyncOpenAI
+
+from tests.unit.serve_apps.harness import House
+
+HELLO = [{"role": "user", "content": "hello there, how are you?"}]
+WORDS = " w0 w1 w2 w3 w4"
+
+
+async def test_a_chat(house: House) -> None:
+    answer = await house.openai().chat.completions.create(model="m", messages=HELLO, max_tokens=5)
+    assert answer.choices[0].message.content == WORDS
+    assert answer.choices[0].finish_reason == "length"
+    assert answer.usage is not None and answer.usage.completion_tokens == 5
+    assert answer.service_tier == "default"
+    await house.quiet()
+
+
+async def test_a_streamed_chat_without_usage(house: House) -> None:
+    stream = await house.openai().chat.completions.create(model="m", messages=HELLO, max_tokens=5, stream=True)
+    chunks = [chunk async for chunk in stream]
+    assert "".join(c.choices[0].delta.content or "" for c in chunks) == WORDS
+    assert all(c.choices for c in chunks) and all(c.usage is None for c in chunks)
+    assert chunks[0].service_tier == "default"
+
+
+async def test_a_streamed_chat_with_usage(house: House) -> None:
+    stream = await house.openai().chat.completions.create(
+        model="m", messages=HELLO, max_tokens=5, stream=True, stream_options={"include_usage": True}
+    )
+    chunks = [chunk async for chunk in stream]
+    assert [c.usage is not None for c in chunks] == [False] * (len(chunks) - 1) + [True]
+    assert chunks[-1].choices == [] and chunks[-1].usage is not None and chunks[-1].usage.completion_tokens == 5
+
+
+async def test_completions(house: House) -> None:
+    client = house.openai()
+    answer = await client.completions.create(model="m", prompt="once", max_tokens=3)
+    assert answer.choices[0].text == " w0 w1 w2"
+    stream = await client.completions.create(model="m", prompt="once", max_tokens=3, stream=True)
+    assert "".join([c.choices[0].text async for c in stream]) == " w0 w1 w2"
+
+
+async def test_embeddings(house: House) -> None:
+    answer = await house.openai().embeddings.create(model="m", input=["a", "bc"], encoding_format="float")
+    assert [len(item.embedding) for item in answer.data] == [8, 8]
+    assert [item.index for item in answer.data] == [0, 1]
+
+
+async def test_models(house: House) -> None:
+    client = house.openai()
+    assert [model.id async for model in client.models.list()] == ["m"]
+    assert (await client.models.retrieve("m")).id == "m"
+
+
+@pytest.mark.parametrize("choices", [1, 3])
+async def test_several_choices_arrive_whole(house: House, choices: int) -> None:
+    stream = await house.openai().chat.completions.create(
+        model="m", messages=HELLO, max_tokens=4, stream=True, n=choices
+    )
+    texts = [""] * choices
+    async for chunk in stream:
+        texts[chunk.choices[0].index] += chunk.choices[0].delta.content or ""
+    assert texts == [" w0 w1 w2 w3"] * choices
+
+
+async def test_pages_without_a_key(house: House) -> None:
+    nobody = AsyncOpenAI(base_url=house.url, api_key="x")
+    for path, text in (("/health", '{"status":"ok"}'), ("/metrics", "ray_tribes_up 1\n")):
+        answer = await nobody._client.get(house.url + path)
+        assert (answer.status_code, answer.text) == (200, text)
+    await nobody.close()
