@@ -5,11 +5,14 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import aiohttp
 
 from benchmarks.report import percentile
+
+READ_TIMEOUT_S = 400.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,18 +33,21 @@ class Stream:
     tokens: int
 
 
-async def measure(target: Target, model: str, prompts: list[str], concurrency: int, tokens: int) -> dict[str, float]:
-    """Send every prompt once, `concurrency` at a time; latency in ms, rate in tokens/s."""
+async def measure(
+    target: Target, model: str, prompts: list[str], concurrency: int, tokens: int, **body: object
+) -> dict[str, float]:
+    """Send every prompt once, `concurrency` at a time; latency in ms, rate in tokens/s. `body`: more fields."""
     queue = list(reversed(prompts))
     streams: list[Stream] = []
     headers = {"Authorization": f"Bearer {target.api_key}"}
     connector = aiohttp.TCPConnector(limit=0)
+    timeout = aiohttp.ClientTimeout(total=None, sock_read=READ_TIMEOUT_S)
 
     async def worker(session: aiohttp.ClientSession) -> None:
         while queue:
-            streams.append(await _stream(session, target, model, queue.pop(), tokens))
+            streams.append(await _stream(session, target, model, queue.pop(), tokens, body))
 
-    async with aiohttp.ClientSession(headers=headers, connector=connector) as session:
+    async with aiohttp.ClientSession(headers=headers, connector=connector, timeout=timeout) as session:
         started = time.perf_counter()
         await asyncio.gather(*(worker(session) for _ in range(concurrency)))
         elapsed_s = time.perf_counter() - started
@@ -57,8 +63,11 @@ async def measure(target: Target, model: str, prompts: list[str], concurrency: i
     }
 
 
-async def _stream(session: aiohttp.ClientSession, target: Target, model: str, prompt: str, tokens: int) -> Stream:
+async def _stream(
+    session: aiohttp.ClientSession, target: Target, model: str, prompt: str, tokens: int, more: Mapping[str, object]
+) -> Stream:
     body = {
+        **more,
         "model": model,
         "messages": [{"role": "user", "content": prompt}],
         "max_tokens": tokens,

@@ -10,20 +10,21 @@ code, and a rolling update would split the queue in two). After a restart gatewa
 (`hello`), replicas report again, and tenants come from the store: it keeps no state of its own on disk.
 With no gateway and no replica for a while it ends itself.
 
-Owns: the RequestQueue of its model, outboxes, liveness. Must not know: HTTP, engines, prompts.
+Owns: the RequestQueue of its model and who is alive. Must not know: HTTP, engines, prompts.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import os
 import time
 import uuid
+from collections.abc import Mapping
 from typing import Any
 
 import ray
+from sqlalchemy.exc import SQLAlchemyError
 
 from cluster.config import DeploymentConfig, TribesConfig
 from cluster.metrics.queue import QueueMetrics
@@ -42,13 +43,14 @@ from cluster.scheduling import (
 )
 from cluster.state import Store
 from cluster.vocabulary import RequestClass
+from serve_apps.mailboxes import Mailboxes
 from serve_apps.messages import Answers, Exchange, Grant, ReplicaOrder, ReplicaReport
+from serve_apps.replica_book import ReplicaBook
 
 TICK_S = 0.2
 TENANT_REFRESH_S = 2.0
 GATEWAY_SILENCE_S = 15.0
-REPLICA_SILENCE_S = 6.0
-STARTING_SILENCE_S = 30.0
+LATE_S = 1.0
 LONELY_EXIT_S = 120.0
 log = logging.getLogger(__name__)
 
@@ -66,35 +68,32 @@ class Dispatcher:
             lease_prefix=f"{uuid.uuid4().hex[:8]}-",
         )
         self._metrics = QueueMetrics(model)
-        self._reports: dict[str, tuple[ReplicaReport, float]] = {}
-        self._unreachable: set[str] = set()
-        self._unseen_since_s: dict[str, float] = {}
-        self._gateways: dict[str, float] = {}
-        self._outbox: dict[str, Answers] = {}
-        self._mail: dict[str, asyncio.Event] = {}
+        self._gateways = Mailboxes()
+        self._replicas = ReplicaBook()
         self._scalers: dict[str, BacklogScaler] = {}
         self._decisions: dict[str, ScalingDecision] = {}
-        self._company_at_s = time.time()
-        self._tick_task: asyncio.Task[None] | None = None
-        self._tenants_task: asyncio.Task[None] | None = None
+        self._company_at_s = self._ticked_at_s = time.monotonic()
+        self._tasks: list[asyncio.Task[None]] = []
+        try:
+            self._take_tenants(self._store.tenants())
+        except SQLAlchemyError as error:
+            log.warning("cannot read the tenants (%s); their limits hold once the store answers", error)
 
     # --- gateways -------------------------------------------------------------------------------------------------
 
     async def hello(self, gateway_id: str, waiting: list[Ticket], running: list[Lease]) -> Answers:
         """A gateway introduces itself and brings what it still holds (after this actor was restarted, or at first)."""
-        if (mail := self._mail.pop(gateway_id, None)) is not None:
-            mail.set()  # a poll from before would carry answers to where nobody may be listening any more
-        self._heard_from(gateway_id)
-        self._take(gateway_id)  # may never have arrived: the gateway's list decides
+        self._start_ticking()
+        self._gateways.open(gateway_id, time.monotonic())
         self._queue.reconcile_owner(gateway_id, waiting, running, time.time())
         self._grant()
-        return self._take(gateway_id)
+        return self._gateways.take(gateway_id)
 
     async def exchange(self, message: Exchange) -> Answers:
         """Take a gateway's news and give it what there is for it; everything that can be decided now is."""
         if message.gateway_id not in self._gateways:
             return Answers(resync=True)
-        self._heard_from(message.gateway_id)
+        self._gateways.heard(message.gateway_id, time.monotonic())
         now_s = time.time()
         for lease_id, output_tokens in message.progress.items():
             self._queue.progress(lease_id, output_tokens, now_s)
@@ -106,23 +105,18 @@ class Dispatcher:
             refusal = self._queue.submit(ticket, now_s)
             if refusal is not None:
                 self._metrics.refused(ticket, refusal)
-                self._outbox[message.gateway_id].refusals.append(refusal)
+                self._gateways.post(message.gateway_id).refusals.append(refusal)
         for ticket_id in message.cancels:
             self._queue.cancel(ticket_id, now_s)
         self._grant()
-        return self._take(message.gateway_id)
+        return self._gateways.take(message.gateway_id)
 
     async def next_answers(self, gateway_id: str, timeout_s: float) -> Answers:
         """Long poll: returns as soon as there is something for the gateway, or empty after `timeout_s`."""
         if gateway_id not in self._gateways:
             return Answers(resync=True)
-        self._heard_from(gateway_id)
-        mail = self._mail[gateway_id]
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(timeout_s):
-                await mail.wait()
-        superseded = gateway_id in self._mail and self._mail[gateway_id] is not mail
-        return Answers() if superseded else self._take(gateway_id)
+        self._gateways.heard(gateway_id, time.monotonic())
+        return await self._gateways.wait(gateway_id, timeout_s)
 
     async def goodbye(self, gateway_id: str) -> None:
         """A gateway leaves in order."""
@@ -133,13 +127,10 @@ class Dispatcher:
     async def report(self, report: ReplicaReport) -> ReplicaOrder:
         """A replica says how it is; a ready one takes leases from now on."""
         self._start_ticking()
-        first = report.replica_id not in self._reports
-        before = None if first else self._reports[report.replica_id][0].state
-        self._reports[report.replica_id] = (report, time.time())
-        if (report.state != before or report.replica_id in self._unreachable) and report.state != "starting":
-            self._unreachable.discard(report.replica_id)
+        changed, became_ready = self._replicas.note(report, time.monotonic())
+        if changed:
             self._put_replica(report)
-        if report.state == "ready" and before != "ready":
+        if became_ready:
             self._metrics.cold_start(report)
         return ReplicaOrder(running=self._running_on(report.replica_id))
 
@@ -189,7 +180,7 @@ class Dispatcher:
                     "cold_start_s": report.cold_start_s,
                     "kv_usage": report.kv_usage,
                 }
-                for report, _ in self._reports.values()
+                for report in self._replicas.reports()
             ],
             "scaling": {
                 name: {"replicas": decision.replicas, "reason": decision.reason}
@@ -202,45 +193,25 @@ class Dispatcher:
         self._config = TribesConfig.model_validate(config)
         self._scalers = {}
         await self._refresh_tenants()
-        for report, _ in self._reports.values():
+        for report in self._replicas.reports():
             if report.state != "starting":
                 self._put_replica(report)
         self._grant()
 
     # --- inside ---------------------------------------------------------------------------------------------------
 
-    def _heard_from(self, gateway_id: str) -> None:
-        self._start_ticking()
-        self._gateways[gateway_id] = time.time()
-        self._outbox.setdefault(gateway_id, Answers())
-        self._mail.setdefault(gateway_id, asyncio.Event())
-
-    def _take(self, gateway_id: str) -> Answers:
-        answers = self._outbox.get(gateway_id, Answers(resync=True))
-        if gateway_id in self._outbox:
-            self._outbox[gateway_id] = Answers()
-            self._mail[gateway_id].clear()
-        return answers
-
-    def _post(self, gateway_id: str) -> Answers:
-        """The outbox to write into; wakes the gateway's long poll."""
-        if gateway_id not in self._outbox:
-            return Answers()  # gone since: its leases end with it
-        self._mail[gateway_id].set()
-        return self._outbox[gateway_id]
-
     def _grant(self) -> None:
         for lease in self._queue.grant(time.time()):
-            report, _ = self._reports[lease.replica_id]
+            report = self._replicas[lease.replica_id]
             grant = Grant(lease, report.deployment, report.base_url, report.api_key)
-            self._post(lease.ticket.owner).grants.append(grant)
+            self._gateways.post(lease.ticket.owner).grants.append(grant)
             self._metrics.granted(lease)
 
     def _put_replica(self, report: ReplicaReport) -> None:
         config = self._config.deployments.get(report.deployment)
         if config is None:
             return  # removed from the configuration; Serve is about to stop it
-        draining = report.state == "draining" or report.replica_id in self._unreachable
+        draining = not self._replicas.takes_leases(report.replica_id)
         replica = Replica(
             report.replica_id, report.deployment, tuple(config.serves), config.max_running, draining=draining
         )
@@ -249,30 +220,25 @@ class Dispatcher:
 
     def _hold_replica(self, replica_id: str) -> None:
         """A gateway could not connect: no lease there until its next report says that its engine lives."""
-        if replica_id in self._reports and self._reports[replica_id][0].state == "ready":
-            self._unreachable.add(replica_id)
-            self._put_replica(self._reports[replica_id][0])
+        if self._replicas.hold(replica_id):
+            self._put_replica(self._replicas[replica_id])
 
     def _running_on(self, replica_id: str) -> int:
         return next((r.running for r in self._queue.replicas() if r.replica_id == replica_id), 0)
 
     def _drop_replica(self, replica_id: str) -> None:
-        self._reports.pop(replica_id, None)
-        self._unreachable.discard(replica_id)
+        self._replicas.drop(replica_id)
         for lease in self._queue.remove_replica(replica_id, time.time()):
-            self._post(lease.ticket.owner).lost.append(lease.lease_id)
+            self._gateways.post(lease.ticket.owner).lost.append(lease.lease_id)
 
     def _drop_gateway(self, gateway_id: str) -> None:
-        for book in (self._gateways, self._outbox, self._mail):
-            book.pop(gateway_id, None)
+        self._gateways.close(gateway_id)
         self._queue.release_owner(gateway_id, time.time())
         self._grant()
 
     def _start_ticking(self) -> None:
-        if self._tick_task is None:
-            loop = asyncio.get_running_loop()
-            self._tick_task = loop.create_task(self._tick_forever())
-            self._tenants_task = loop.create_task(self._refresh_tenants_forever())
+        if not self._tasks:
+            self._tasks = [asyncio.create_task(loop) for loop in (self._tick_forever(), self._tenants_forever())]
 
     async def _tick_forever(self) -> None:
         """Runs for the actor's life; a tick that fails is logged and tried again."""
@@ -283,7 +249,7 @@ class Dispatcher:
                 log.exception("dispatcher tick failed; trying again")
             await asyncio.sleep(TICK_S)
 
-    async def _refresh_tenants_forever(self) -> None:
+    async def _tenants_forever(self) -> None:
         """Apart from the tick: a store that is slow or away must not keep tickets from expiring."""
         while True:
             try:
@@ -293,48 +259,48 @@ class Dispatcher:
             await asyncio.sleep(TENANT_REFRESH_S)
 
     def _tick(self) -> None:
-        now_s = time.time()
-        for report, heard_at_s in list(self._reports.values()):
-            patience_s = STARTING_SILENCE_S if report.state == "starting" else REPLICA_SILENCE_S
-            if now_s - heard_at_s > patience_s:
-                log.warning("replica %s has been silent for %.0f s: gone", report.replica_id, now_s - heard_at_s)
-                self._drop_replica(report.replica_id)
-        for gateway_id, heard_at_s in list(self._gateways.items()):
-            if now_s - heard_at_s > GATEWAY_SILENCE_S:
-                log.warning("gateway %s has been silent for %.0f s: gone", gateway_id, now_s - heard_at_s)
-                self._drop_gateway(gateway_id)
-        self._end_leases_of_unseen_replicas(now_s)
-        for ticket, refusal in self._queue.expire(now_s):
+        clock_s = time.monotonic()
+        late_s = clock_s - self._ticked_at_s - TICK_S
+        self._ticked_at_s = clock_s
+        if late_s > LATE_S:
+            # This process did not run for a while: what the others sent meanwhile is still to be read.
+            self._gateways.excuse(late_s)
+            self._replicas.excuse(late_s)
+            self._company_at_s += late_s
+        for replica_id in self._replicas.silent(clock_s):
+            log.warning("replica %s has been silent for too long: gone", replica_id)
+            self._drop_replica(replica_id)
+        for gateway_id in self._gateways.silent(clock_s, GATEWAY_SILENCE_S):
+            log.warning("gateway %s has been silent for too long: gone", gateway_id)
+            self._drop_gateway(gateway_id)
+        leases = self._queue.leases()
+        unseen = self._replicas.unseen({lease.replica_id for lease in leases}, clock_s)
+        for lease in (lease for lease in leases if lease.replica_id in unseen):
+            # Told again each tick until the gateway has given it back.
+            self._gateways.post(lease.ticket.owner).lost.append(lease.lease_id)
+        for ticket, refusal in self._queue.expire(time.time()):
             self._metrics.refused(ticket, refusal)
-            self._post(ticket.owner).refusals.append(refusal)
+            self._gateways.post(ticket.owner).refusals.append(refusal)
         self._grant()
-        self._metrics.levels(self._queue, [report for report, _ in self._reports.values()])
-        self._exit_when_lonely(now_s)
+        self._metrics.levels(self._queue, self._replicas.reports())
+        self._exit_when_lonely(clock_s)
 
-    def _end_leases_of_unseen_replicas(self, now_s: float) -> None:
-        """Leases may be on a replica that died while this actor was away, or whose end a gateway was told in an answer
-        that was lost. Told again each tick until the gateway has given them back.
-        """
-        unseen = [lease for lease in self._queue.leases() if lease.replica_id not in self._reports]
-        self._unseen_since_s = {r: self._unseen_since_s.get(r, now_s) for r in {lease.replica_id for lease in unseen}}
-        for lease in unseen:
-            if now_s - self._unseen_since_s[lease.replica_id] > REPLICA_SILENCE_S:
-                self._post(lease.ticket.owner).lost.append(lease.lease_id)
-
-    def _exit_when_lonely(self, now_s: float) -> None:
-        if self._gateways or self._reports:
-            self._company_at_s = now_s
-        elif now_s - self._company_at_s > LONELY_EXIT_S:
+    def _exit_when_lonely(self, clock_s: float) -> None:
+        if len(self._gateways) or len(self._replicas):
+            self._company_at_s = clock_s
+        elif clock_s - self._company_at_s > LONELY_EXIT_S:
             log.info("no gateway and no replica for %.0f s: ending", LONELY_EXIT_S)
             ray.actor.exit_actor()
 
     async def _refresh_tenants(self) -> None:
-        stored = await asyncio.to_thread(self._store.tenants)
+        self._take_tenants(await asyncio.to_thread(self._store.tenants))
+        self._grant()
+
+    def _take_tenants(self, stored: Mapping[str, Mapping[str, Any]]) -> None:
         now_s = time.time()
         for name, policy in stored.items():
             limits = TenantLimits(**policy.get("limits", {}))
             self._queue.set_tenant(name, TenantPolicy(policy.get("weight", 1.0), limits), now_s)
-        self._grant()
 
 
 def _bounds(config: DeploymentConfig) -> ScalingBounds:

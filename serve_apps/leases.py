@@ -61,8 +61,10 @@ class _Held:
 class LeaseClient:
     """Talks to one model's dispatcher on behalf of one gateway process."""
 
-    def __init__(self, dispatcher: Any, gateway_id: str) -> None:
+    def __init__(self, dispatcher: Any, gateway_id: str, reconnect: Callable[[], Any] | None = None) -> None:
+        """`reconnect` finds (or makes) the dispatcher anew, in a thread, when the handle seems dead for good."""
         self._dispatcher = dispatcher
+        self._reconnect = reconnect
         self._gateway_id = gateway_id
         self._waiting: dict[str, _Waiting] = {}
         self._held: dict[str, _Held] = {}
@@ -219,6 +221,9 @@ class LeaseClient:
             except RayError as error:
                 self._lost_touch(error)
                 await asyncio.sleep(RETRY_S)
+                if self._reconnect is not None:
+                    with contextlib.suppress(RayError, ValueError):
+                        self._dispatcher = await asyncio.to_thread(self._reconnect)
             else:
                 self._in_touch.set()
                 self._apply(answers)

@@ -40,6 +40,7 @@ class EngineReplica:
     """One engine server of one deployment."""
 
     async def __init__(self, config: dict[str, Any], deployment: str) -> None:  # type: ignore[misc]  # Serve awaits it
+        self._plain_config = config
         self._config = TribesConfig.model_validate(config)
         self._name = deployment
         self._deployment = self._config.deployments[deployment]
@@ -144,9 +145,15 @@ class EngineReplica:
             cold_start_s=self._cold_start_s,
             kv_usage=self._kv_usage,
         )
-        with contextlib.suppress(RayError):
+        try:
             order = await self._dispatcher.report.remote(report)
             self._running = order.running
+        except RayError:
+            # Being restarted, or gone for good: finding it again covers both, and the next report is a second away.
+            with contextlib.suppress(RayError, ValueError):
+                self._dispatcher = await asyncio.to_thread(
+                    ensure_dispatcher, self._plain_config, self._deployment.model
+                )
 
     async def _read_load(self) -> None:
         assert self._server is not None

@@ -10,6 +10,7 @@ import contextlib
 import socket
 import uuid
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import uvicorn
@@ -36,7 +37,7 @@ def build_gateway(config: dict[str, Any]) -> Gateway:
         dispatcher = ensure_dispatcher(config, model)
         # An older dispatcher may still run with the configuration before this one.
         dispatcher.configure.remote(config)
-        return LeaseClient(dispatcher, gateway_id)
+        return LeaseClient(dispatcher, gateway_id, partial(ensure_dispatcher, config, model))
 
     return Gateway(parsed, store, connect, RequestMetrics(), MetricsPage())
 

@@ -149,6 +149,10 @@ class Relay:
                     lost.attach(scope)
                     await self._once(course, leases, grant, send)
                 return
+            except asyncio.CancelledError:
+                # The client left while the engine worked: its prompt is not free for that.
+                course.usage = course.usage or TokenUsage(course.request.prompt_tokens)
+                raise
             except (aiohttp.ClientError, ReplicaFailedError, TimeoutError) as error:
                 course.failed_replicas += (grant.lease.replica_id,)
                 if isinstance(error, aiohttp.ClientConnectorError):

@@ -21,6 +21,7 @@ from serve_apps.gateway.errors import ApiError
 BYTES_PER_TOKEN = 4
 DEFAULT_OUTPUT_TOKENS = 512
 """Assumed bound where a request names none; predictions come from the tenant's own history."""
+_TRUE = (True, "true", "True", "1")
 _USAGE_OPTION = b'"stream_options":{"include_usage":true},'
 
 
@@ -54,7 +55,7 @@ def parse_request(
         raise ApiError(404, "model_not_found", f"unknown model {model!r}; known: {known}", param="model")
     tier = _asked_tier(parsed, caller)
     request_class = _request_class(tier, model, config)
-    stream = parsed.get("stream") is True
+    stream = parsed.get("stream") in _TRUE  # engines read it as leniently
     options = parsed.get("stream_options")
     wants_usage = isinstance(options, Mapping) and options.get("include_usage") is True
     return GenerationRequest(

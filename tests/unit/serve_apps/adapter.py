@@ -34,7 +34,7 @@ class Actor:
         return task
 
     def kill(self) -> None:
-        for task in (*self.calls, self.instance._tick_task, self.instance._tenants_task):
+        for task in (*self.calls, *self.instance._tasks):
             if task is not None:
                 task.cancel()
         if not self.died.done():

@@ -98,7 +98,7 @@ async def test_a_dispatcher_that_stays_away_is_a_503(make_house: MakeHouse, monk
 async def test_a_replica_that_died_meanwhile_is_missed(
     make_house: MakeHouse, engines: list[Engine], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("serve_apps.dispatcher.REPLICA_SILENCE_S", 0.5)
+    monkeypatch.setattr("serve_apps.replica_book.SILENCE_S", 0.5)
     house = await make_house()
     task = asyncio.create_task(house.ask(x_script={"hang_after_tokens": 0}))
     await eventually(lambda: len(house.dispatcher()._queue.leases()) == 1)

@@ -153,7 +153,7 @@ async def test_a_hung_replica_that_is_gone_ends_its_streams(make_house: MakeHous
 
 
 async def test_a_silent_replica_counts_as_gone(make_house: MakeHouse, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("serve_apps.dispatcher.REPLICA_SILENCE_S", 0.5)
+    monkeypatch.setattr("serve_apps.replica_book.SILENCE_S", 0.5)
     house = await make_house(replicas=1)
     task = asyncio.create_task(house.ask(x_script={"hang_after_tokens": 0}))
     await eventually(lambda: len(house.dispatcher()._queue.leases()) == 1)
