@@ -3,21 +3,25 @@
 Role: take, keep and give back the lock file. Owns: when a lock counts as abandoned.
 Must not know: what the folder is for.
 
-The lock names the run, the process and a heartbeat. It is abandoned when its process is gone (same host) or when its
-heartbeat is older than STALE_S (another host). Two drivers that find the same abandoned lock race for an exclusive
-`_lock.taken-<old run>` file, so that only one of them replaces it. On object stores "exclusive" is a check and a put;
-there the new owner reads its lock back after a pause, which leaves a window only for puts slower than the pause.
+The lock names the run and the process. It is abandoned when its process is gone (same host) or when the heartbeat
+beside it, `_heartbeat-<run>`, is older than STALE_S (another host). Whoever replaces or removes a lock, its owner
+included, first creates `_lock.taken-<run of that lock>` exclusively and reads the lock again: so one driver at a time
+changes it, and only while it is what that driver thinks. The heartbeat has its own file for the same reason: a driver
+that was stopped for minutes must not write itself back in. On object stores "exclusive" is a check and a put; there
+the new owner reads its lock back after a pause, which leaves a window only for puts slower than the pause.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
 import socket
 import threading
 import time
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from batch_jobs.errors import JobRefused
@@ -39,15 +43,10 @@ class Owner:
     pid: int
     host: str
     process_start: str
-    heartbeat_unix_s: float
+    taken_unix_s: float
 
     def encode(self) -> bytes:
         return json.dumps(asdict(self)).encode()
-
-    def is_gone(self, now_unix_s: float) -> bool:
-        if self.host == socket.gethostname():
-            return process_start(self.pid) != self.process_start
-        return now_unix_s - self.heartbeat_unix_s > STALE_S
 
     def __str__(self) -> str:
         return f"run {self.run_id} (pid {self.pid} on {self.host})"
@@ -98,24 +97,40 @@ class OutputLock:
         holder = self._read()
         if holder is None:
             raise JobRefused(f"output {self._storage.location}: another driver has just finished here. Try again.")
-        if not holder.is_gone(time.time()):
+        if not self._is_gone(holder):
             raise JobRefused(
                 f"output {self._storage.location}: another driver is at work here: {holder}. Wait for it or stop it. "
                 f"If its host is lost, the lock can be taken {STALE_S:g} s after its last heartbeat."
             )
-        claim = f"_lock.taken-{holder.run_id}"
-        if not self._storage.create_exclusive(claim, self._owner.encode()):
-            raise JobRefused(
-                f"output {self._storage.location}: another driver is taking over from {holder}. Try again; "
-                f"if no other driver runs, one died in that very moment: delete {claim}."
-            )
-        try:
-            if self._read() != holder:  # somebody took over, and finished doing so, since the lock was read
-                raise JobRefused(f"output {self._storage.location}: another driver has just taken over. Try again.")
+        with self._claim(holder) as claimed:
+            if not claimed:
+                raise JobRefused(
+                    f"output {self._storage.location}: another driver has taken over from {holder}, or is about to. "
+                    f"Try again; if no other driver runs, one died in that very moment: delete {_claim_name(holder)}."
+                )
             log.warning("taking over the output from %s, which is gone", holder)
             self._storage.write(LOCK_FILE, self._owner.encode())
+            self._storage.delete(_heartbeat_name(holder))
+
+    @contextlib.contextmanager
+    def _claim(self, holder: Owner) -> Iterator[bool]:
+        """The right to replace or remove the lock of `holder`, if it is still there and nobody else has that right."""
+        if not self._storage.create_exclusive(_claim_name(holder), self._owner.encode()):
+            yield False
+            return
+        try:
+            yield self._read() == holder
         finally:
-            self._storage.delete(claim)
+            self._storage.delete(_claim_name(holder))
+
+    def _is_gone(self, holder: Owner) -> bool:
+        if holder.host == socket.gethostname():
+            return process_start(holder.pid) != holder.process_start
+        try:
+            seen_unix_s = float(self._storage.read(_heartbeat_name(holder)))
+        except FileNotFoundError:
+            seen_unix_s = holder.taken_unix_s
+        return time.time() - seen_unix_s > STALE_S
 
     def _read(self) -> Owner | None:
         try:
@@ -126,11 +141,7 @@ class OutputLock:
     def _keep(self) -> None:
         while not self._released.wait(HEARTBEAT_S):
             try:
-                holder = self._read()
-                if holder is None or holder.run_id != self._owner.run_id:
-                    log.error("the lock of the output was taken by %s", holder)
-                    return
-                self._storage.write(LOCK_FILE, replace(self._owner, heartbeat_unix_s=time.time()).encode())
+                self._storage.write(_heartbeat_name(self._owner), str(time.time()).encode())
             except OSError as error:
                 log.warning("heartbeat of the output lock failed, will try again: %s", error)
 
@@ -139,6 +150,15 @@ class OutputLock:
         self._released.set()
         if self._keeper.is_alive():
             self._keeper.join(HEARTBEAT_S)
-        holder = self._read()
-        if holder is not None and holder.run_id == self._owner.run_id:
-            self._storage.delete(LOCK_FILE)
+        self._storage.delete(_heartbeat_name(self._owner))
+        with self._claim(self._owner) as claimed:
+            if claimed:
+                self._storage.delete(LOCK_FILE)
+
+
+def _claim_name(holder: Owner) -> str:
+    return f"_lock.taken-{holder.run_id}"
+
+
+def _heartbeat_name(holder: Owner) -> str:
+    return f"_heartbeat-{holder.run_id}"

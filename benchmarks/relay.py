@@ -26,9 +26,9 @@ from cluster.local.up import Started, down, up
 from cluster.scheduling import Ticket
 from cluster.vocabulary import RequestClass
 
-TOKENS = 48
+TOKENS = 24
 PAIRS, QUICK_PAIRS = 6, 3
-REQUESTS = {1: 8, 8: 32}
+REQUESTS = {1: 4, 8: 16}
 """Concurrency -> requests a run."""
 DIRECT, GATEWAY = "direct", "gateway"
 console = Console(stderr=True)

@@ -26,8 +26,9 @@ GUARD: Final = Path(__file__).with_name("guard.py")
 KEPT_LINES: Final = 400  # enough for the cause of a failure to stand above the tracebacks that it leads to
 MAX_LINE_CHARS: Final = 8192
 GUARD_MARGIN_S: Final = 15.0  # what a guard may take after its grace: see KILL_BOUND_S there
-# Inherited, this folder would mix the metrics of this process and of every engine that it starts.
-NOT_INHERITED: Final = ("PROMETHEUS_MULTIPROC_DIR",)
+# The folder would mix the metrics of this process and of every engine that it starts. The thread count is what Ray
+# sets for its own workers (the CPUs they reserve): engines choose theirs, or the deployment's env does.
+NOT_INHERITED: Final = ("PROMETHEUS_MULTIPROC_DIR", "OMP_NUM_THREADS")
 
 
 class GuardedChild:

@@ -79,13 +79,17 @@ class Stack:
 def running(config: TribesConfig) -> Iterator[Stack]:
     """Start the cluster, stop it, and fail if a process, a port or shared memory is left."""
     shared_memory = set(Path("/dev/shm").iterdir())
-    started = up(config, lambda line: print(f"[stack] {line}", flush=True))
-    run = read_run(config)
-    assert run is not None
+
+    def say(line: str) -> None:
+        print(f"[stack] {line}", flush=True)
+
     try:
+        started = up(config, say)
+        run = read_run(config)
+        assert run is not None
         yield Stack(config, started)
     finally:
-        down(config, 20.0, lambda line: print(f"[stack] {line}", flush=True))
+        down(config, 20.0, say)  # a start that failed half way too
     assert processes.marked_pids(run.marker) == []
     assert set(Path("/dev/shm").iterdir()) <= shared_memory
     for port in (config.gateway.port, config.ray.port, config.ray.dashboard_port):

@@ -9,14 +9,13 @@ import subprocess
 import sys
 import threading
 import time
-from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
 from batch_jobs import lock as lock_module
 from batch_jobs.errors import JobRefused
-from batch_jobs.lock import STALE_S, OutputLock, Owner, process_start
+from batch_jobs.lock import STALE_S, OutputLock, process_start
 from batch_jobs.parts import LOCK_FILE
 from batch_jobs.storage import Storage
 
@@ -32,7 +31,7 @@ def write_lock(storage: Storage, **changes: object) -> None:
         "pid": os.getpid(),
         "host": socket.gethostname(),
         "process_start": process_start(os.getpid()),
-        "heartbeat_unix_s": time.time(),
+        "taken_unix_s": time.time(),
     }
     storage.write(LOCK_FILE, json.dumps(owner | changes).encode())
 
@@ -67,7 +66,7 @@ def test_a_living_driver_is_named(storage: Storage) -> None:
     [
         {"pid": dead_pid()},
         {"process_start": "1"},  # the pid lives, but as another process
-        {"host": "elsewhere", "heartbeat_unix_s": time.time() - STALE_S - 1},
+        {"host": "elsewhere", "taken_unix_s": time.time() - STALE_S - 1},
     ],
 )
 def test_abandoned_locks_are_taken_over(storage: Storage, changes: dict[str, object]) -> None:
@@ -78,10 +77,16 @@ def test_abandoned_locks_are_taken_over(storage: Storage, changes: dict[str, obj
     lock.release()
 
 
-def test_a_fresh_lock_of_another_host_is_respected(storage: Storage) -> None:
-    write_lock(storage, host="elsewhere", pid=1, process_start="x", heartbeat_unix_s=time.time() - STALE_S / 2)
+def test_a_lock_of_another_host_lives_by_its_heartbeat(storage: Storage) -> None:
+    write_lock(storage, host="elsewhere", pid=1, process_start="x", taken_unix_s=time.time() - 10 * STALE_S)
+    storage.write("_heartbeat-old", str(time.time() - STALE_S / 2).encode())
     with pytest.raises(JobRefused, match="elsewhere"):
         OutputLock(storage, "new").take()
+    storage.write("_heartbeat-old", str(time.time() - STALE_S - 1).encode())
+    lock = OutputLock(storage, "new")
+    lock.take()
+    assert holder(storage) == "new" and storage.names() == [LOCK_FILE]
+    lock.release()
 
 
 def test_only_one_of_many_takes_over(storage: Storage) -> None:
@@ -118,28 +123,32 @@ def test_a_takeover_that_was_overtaken_gives_up(storage: Storage, monkeypatch: p
         return create(name, data)
 
     monkeypatch.setattr(storage, "create_exclusive", overtaken)
-    with pytest.raises(JobRefused, match="just taken over"):
+    with pytest.raises(JobRefused, match="has taken over from"):
         OutputLock(storage, "new").take()
     assert holder(storage) == "faster" and storage.names() == [LOCK_FILE]
 
 
-def test_heartbeat_and_a_lock_lost_meanwhile(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_heartbeat_and_a_release_leave_a_lock_that_was_lost_meanwhile(
+    storage: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(lock_module, "HEARTBEAT_S", 0.02)
     lock = OutputLock(storage, "new")
     lock.take()
-    before = json.loads(storage.read(LOCK_FILE))["heartbeat_unix_s"]
     time.sleep(0.2)
-    assert json.loads(storage.read(LOCK_FILE))["heartbeat_unix_s"] > before
+    assert time.time() - float(storage.read("_heartbeat-new")) < 5
     write_lock(storage, run_id="thief")
-    time.sleep(0.2)
+    time.sleep(0.1)
     lock.release()
-    assert holder(storage) == "thief"
+    assert holder(storage) == "thief" and storage.names() == [LOCK_FILE]
 
 
-def test_a_zombie_process_counts_as_gone() -> None:
+def test_a_zombie_process_counts_as_gone(storage: Storage) -> None:
     child = subprocess.Popen([sys.executable, "-c", ""])
-    time.sleep(0.3)  # it has ended and nobody has waited for it
-    owner = Owner("x", child.pid, socket.gethostname(), "whatever it was", time.time())
-    assert process_start(child.pid) is None and owner.is_gone(time.time())
+    deadline_s = time.monotonic() + 10
+    while process_start(child.pid) is not None and time.monotonic() < deadline_s:
+        time.sleep(0.02)  # it ends, and nobody waits for it
+    write_lock(storage, pid=child.pid, process_start="whatever it was")
+    lock = OutputLock(storage, "new")
+    lock.take()
+    lock.release()
     child.wait()
-    assert asdict(owner)["pid"] == child.pid

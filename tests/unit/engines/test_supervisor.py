@@ -295,7 +295,9 @@ async def test_tools_of_the_engines_environment_are_found_and_foreign_metrics_ar
     server_of: MakeServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", "/somewhere")
-    code = "import os; print(os.environ['PATH'].split(':')[0], os.environ.get('PROMETHEUS_MULTIPROC_DIR'))"
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # as Ray sets it for its workers
+    names = ("PROMETHEUS_MULTIPROC_DIR", "OMP_NUM_THREADS")
+    code = f"import os; print(os.environ['PATH'].split(':')[0], *map(os.environ.get, {names}))"
     with pytest.raises(EngineStartError) as caught:
         await server_of(command_maker(sys.executable, "-c", code)).start()
-    assert caught.value.last_lines == [f"{Path(sys.executable).parent} None"]
+    assert caught.value.last_lines == [f"{Path(sys.executable).parent} None None"]
