@@ -4,6 +4,7 @@ Owns: which deployments there are and with which Serve options. Must not know: w
 """
 
 # No `from __future__ import annotations` here: Serve reads the annotation of `build` to make its typed argument.
+from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel
@@ -30,11 +31,17 @@ class AppArgs(BaseModel, extra="forbid"):
 
 def build(args: AppArgs) -> Application:
     """The application for one configuration."""
-    config = load_config(args.config) if isinstance(args.config, str) else TribesConfig.model_validate(args.config)
+    config = _load(args.config) if isinstance(args.config, str) else TribesConfig.model_validate(args.config)
     plain = config.model_dump(mode="json")
     engines = [_engine(config, name, item).bind(plain, name) for name, item in config.serving().items()]
     doors = [_own_door(config).bind(plain)] if config.gateway.own_door.port is not None else []
     return _gateway(config).bind(plain, *engines, *doors)
+
+
+def _load(name: str) -> TribesConfig:
+    """Serve builds in a worker whose folder is not the user's: a relative path may also start at this checkout."""
+    beside = Path(__file__).parents[1] / name
+    return load_config(beside if not Path(name).exists() and beside.exists() else name)
 
 
 def _gateway(config: TribesConfig) -> Any:

@@ -14,9 +14,10 @@ from typing import Any
 import httpx
 import psutil
 import pytest
+import yaml
 from openai import AsyncOpenAI, OpenAI
 
-from tests.support.stack import Stack
+from tests.support.stack import REPO, Stack
 
 pytestmark = [pytest.mark.live, pytest.mark.timeout(300)]
 MODEL = "tiny"
@@ -152,11 +153,25 @@ async def test_replica_actor_killed(stack: Stack) -> None:
     assert await stream_words(client(stack), 5) == words(5)
 
 
-def test_serve_and_ray_commands_work_without_tribes(stack: Stack) -> None:
+def test_plain_serve_deploy_and_status(stack: Stack, tmp_path: Path) -> None:
+    """Without `tribes`: the application in a Serve config file, replacing the running one while it answers."""
     dashboard = f"http://127.0.0.1:{stack.config.ray.dashboard_port}"
     serve = Path(sys.executable).with_name("serve")
-    shown = subprocess.run([serve, "status", "-a", dashboard], capture_output=True, text=True, timeout=60, check=True)
-    assert "tiny-online" in shown.stdout and "RUNNING" in shown.stdout
+    file = yaml.safe_load((REPO / "configs" / "serve" / "local.yaml").read_text())
+    (tmp_path / "config.json").write_text(stack.config.model_dump_json(exclude={"source_path"}))
+    file["applications"][0]["args"]["config"] = str(tmp_path / "config.json")
+    file["http_options"]["port"] = stack.config.gateway.port
+    (tmp_path / "serve.yaml").write_text(yaml.safe_dump(file))
+    before = {r["replica_id"] for r in stack.replicas(MODEL, "tiny-online")}
+    subprocess.run([serve, "deploy", tmp_path / "serve.yaml", "-a", dashboard], timeout=60, check=True)
+
+    def replaced() -> bool:
+        shown = subprocess.run([serve, "status", "-a", dashboard], capture_output=True, text=True, timeout=60)
+        running = "status: RUNNING" in shown.stdout and "tiny-online" in shown.stdout
+        return running and not before & {r["replica_id"] for r in stack.replicas(MODEL, "tiny-online")}
+
+    stack.wait("new replicas", replaced, 120, 1.0)
+    assert asyncio.run(stream_words(client(stack), 5)) == words(5)
 
 
 def _ready(stack: Stack, victim: dict[str, Any]) -> int:
