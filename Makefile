@@ -26,7 +26,7 @@ test: env ## every test, those with real engines and a Ray cluster too
 	@$(BIN)/pytest $(ARGS)
 
 test-fast: env ## the tests that need neither an engine nor a Ray cluster
-	@$(BIN)/pytest -m "not engine and not live" $(ARGS)
+	@$(BIN)/pytest -n 2 -m "not engine and not live" $(ARGS)
 
 lint: env ## ruff (rules and format) and mypy
 	@$(BIN)/ruff check $(wildcard $(SOURCES))
