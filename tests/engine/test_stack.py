@@ -30,7 +30,7 @@ SCHEMA = {
 }
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def api(real_stack: Stack) -> OpenAI:
     return OpenAI(base_url=real_stack.started.api_url, api_key=real_stack.started.api_key, max_retries=0, timeout=200)
 

@@ -29,7 +29,7 @@ def scripted(kind: str, serves: str, itl_ms: int, **more: Any) -> dict[str, Any]
     }
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def scripted_config(tmp_path_factory: pytest.TempPathFactory) -> TribesConfig:
     folder = tmp_path_factory.mktemp("live")
     model = folder / "model"
@@ -52,7 +52,7 @@ def scripted_config(tmp_path_factory: pytest.TempPathFactory) -> TribesConfig:
     )
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def stack(scripted_config: TribesConfig) -> Iterator[Stack]:
     with running(scripted_config) as stack:
         yield stack
