@@ -74,8 +74,13 @@ def shared_memory_of(pid: int, folder: str) -> Iterator[tuple[str, int]]:
     with contextlib.suppress(FileNotFoundError, ProcessLookupError):
         for line in Path(f"/proc/{pid}/maps").read_text(errors="replace").splitlines():
             fields = line.split(None, 5)
-            if len(fields) == 6 and fields[5].startswith(folder + "/") and not fields[5].endswith(" (deleted)"):
-                yield fields[5], int(fields[4])
+            if len(fields) == 6 and fields[5].startswith(folder + "/"):
+                path: str | None = fields[5]
+                if fields[5].endswith(" (deleted)"):
+                    # sem_open maps a file under a passing name and then links it to its own: only the inode tells.
+                    path = {entry.inode(): entry.path for entry in os.scandir(folder)}.get(int(fields[4]))
+                if path is not None:
+                    yield path, int(fields[4])
         for link in Path(f"/proc/{pid}/fd").iterdir():
             with contextlib.suppress(FileNotFoundError):
                 target = str(link.readlink())
