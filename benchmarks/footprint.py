@@ -29,7 +29,7 @@ from cluster.local.isolate import isolated
 from cluster.local.up import Started, down, up
 
 LIMIT_GB = 14.0
-ROWS, ROW_TOKENS = 600, 64
+ROWS, ROW_TOKENS = 150, 32
 TIMEOUT_S = 420.0
 console = Console(stderr=True)
 
