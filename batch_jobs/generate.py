@@ -18,7 +18,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from batch_jobs.engine import VLLM_ENGINE, Sampling
+from batch_jobs.engines.base import VLLM_ENGINE, Sampling
 from batch_jobs.errors import JobFailed, JobRefused
 from batch_jobs.job import EXIT_STOPPED, Job, JobRequest
 

@@ -17,19 +17,19 @@ from typing import Any
 import orjson
 from rich.console import Console
 
-from batch_jobs.commit_log import Progress
-from batch_jobs.engine import VLLM_ENGINE, Sampling
+from batch_jobs.engines.base import VLLM_ENGINE, Sampling
 from batch_jobs.errors import JobFailed, JobRefused
-from batch_jobs.inputs import find_inputs
-from batch_jobs.lock import OutputLock
-from batch_jobs.part_buffer import PartSettings
-from batch_jobs.parts import DONE_FILE, JOB_FILE, REPORT_FILE, STAGING, Committed, Totals, read_committed
+from batch_jobs.input.locations import find_inputs
+from batch_jobs.input.reading import chunk_rows, make_chunks
+from batch_jobs.input.scan import Scan, scan_inputs
+from batch_jobs.output.lock import OutputLock
+from batch_jobs.output.part_buffer import PartSettings
+from batch_jobs.output.parts import DONE_FILE, JOB_FILE, REPORT_FILE, STAGING, Committed, Totals, read_committed
 from batch_jobs.plan import Plan, make_plan
-from batch_jobs.progress import ProgressView
-from batch_jobs.reading import chunk_rows, make_chunks
-from batch_jobs.report import Report, print_report, run_report, token_counts
-from batch_jobs.scan import Scan, scan_inputs
+from batch_jobs.reporting.progress import ProgressView
+from batch_jobs.reporting.report import Report, print_report, run_report, token_counts
 from batch_jobs.storage import Storage
+from batch_jobs.work.commit_log import Progress
 
 EXIT_STOPPED = 130
 _SUBMITTED_COPY = "runtime_resources"  # the folder in which Ray unpacks the --working-dir of a job
@@ -110,8 +110,8 @@ class Job:
         return 0
 
     def _run_rows(self, plan: Plan, storage: Storage, scan: Scan, committed: Committed) -> int:
-        from batch_jobs.engine_actor import ActorSettings
-        from batch_jobs.ray_run import RayRun, connect
+        from batch_jobs.work.engine_actor import ActorSettings
+        from batch_jobs.work.ray_run import RayRun, connect
 
         request, offline = self._request, plan.config.offline
         rows_per_chunk = chunk_rows(scan.row_count - len(committed.ids), plan.max_engines)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from batch_jobs.engine import EngineSettings, Sampling
+from batch_jobs.engines.base import EngineSettings, Sampling
 from batch_jobs.errors import JobRefused
 from cluster.config import ConfigError, DeploymentConfig, PoolConfig, TribesConfig, load_config
 

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import yaml
 
-from batch_jobs.lock import process_start
+from batch_jobs.output.lock import process_start
 from cluster.config import load_config
 from cluster.engines.guard import descendants
 from tests.support.offline_jobs import output_rows, write_jsonl

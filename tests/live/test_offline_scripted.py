@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from batch_jobs.lock import process_start
+from batch_jobs.output.lock import process_start
 from tests.support.offline_jobs import SCRIPTED, calls, engine_pids, output_rows, write_config, write_jsonl
 
 pytestmark = [pytest.mark.live, pytest.mark.timeout(240)]

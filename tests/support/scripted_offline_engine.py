@@ -14,10 +14,10 @@ import re
 import uuid
 from pathlib import Path
 
-from batch_jobs.engine import EngineSettings
+from batch_jobs.engines.base import EngineSettings
 from batch_jobs.errors import RowError, RowErrorKind
-from batch_jobs.parts import Result
-from batch_jobs.rows import Prompt
+from batch_jobs.input.rows import Prompt
+from batch_jobs.output.parts import Result
 
 
 class ScriptedEngine:

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from batch_jobs.commit_log import MAX_DEATHS_PER_ROW, CommitLog, FencedOff, RowStat
-from batch_jobs.lock import OutputLock
-from batch_jobs.parts import LOCK_FILE, STAGING, part_name, staged_name
+from batch_jobs.output.lock import OutputLock
+from batch_jobs.output.parts import LOCK_FILE, STAGING, part_name, staged_name
 from batch_jobs.storage import Storage
+from batch_jobs.work.commit_log import MAX_DEATHS_PER_ROW, CommitLog, FencedOff, RowStat
 
 
 def stat(row_id: str, error: str | None = None) -> RowStat:

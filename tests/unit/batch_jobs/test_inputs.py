@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from batch_jobs.errors import JobRefused
-from batch_jobs.inputs import find_inputs
+from batch_jobs.input.locations import find_inputs
 
 
 @pytest.fixture

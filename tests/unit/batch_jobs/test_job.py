@@ -14,9 +14,9 @@ from typer.testing import CliRunner
 
 from batch_jobs.errors import JobRefused
 from batch_jobs.generate import app
+from batch_jobs.input.rows import Row
 from batch_jobs.job import Job
-from batch_jobs.parts import Result, encode_part
-from batch_jobs.rows import Row
+from batch_jobs.output.parts import Result, encode_part
 from tests.support.offline_jobs import SCRIPTED, request, write_config, write_jsonl
 
 

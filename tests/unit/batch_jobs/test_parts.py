@@ -13,12 +13,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from batch_jobs.commit_log import RowStat
 from batch_jobs.errors import JobRefused
-from batch_jobs.part_buffer import PartBuffer, PartSettings
-from batch_jobs.parts import STAGING, Result, encode_part, is_part, part_name, read_committed
-from batch_jobs.rows import Row
+from batch_jobs.input.rows import Row
+from batch_jobs.output.part_buffer import PartBuffer, PartSettings
+from batch_jobs.output.parts import STAGING, Result, encode_part, is_part, part_name, read_committed
 from batch_jobs.storage import Storage
+from batch_jobs.work.commit_log import RowStat
 
 DAY = datetime.date(2026, 11, 1)
 BAD = {"type": "missing_prompt", "message": "prompt is empty"}

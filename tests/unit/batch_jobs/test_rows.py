@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from batch_jobs.errors import RowError, RowErrorKind
-from batch_jobs.rows import Row, given_id, prompt_of
+from batch_jobs.input.rows import Row, given_id, prompt_of
 
 MESSAGES = [{"role": "user", "content": "hi"}]
 

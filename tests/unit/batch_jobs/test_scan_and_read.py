@@ -14,10 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from batch_jobs.errors import JobRefused
-from batch_jobs.inputs import find_inputs
-from batch_jobs.reading import chunk_rows, make_chunks, read_chunk
-from batch_jobs.rows import Row
-from batch_jobs.scan import Scan, scan_inputs
+from batch_jobs.input.locations import find_inputs
+from batch_jobs.input.reading import chunk_rows, make_chunks, read_chunk
+from batch_jobs.input.rows import Row
+from batch_jobs.input.scan import Scan, scan_inputs
 from tests.support.offline_jobs import write_jsonl
 
 

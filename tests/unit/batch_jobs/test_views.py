@@ -13,13 +13,13 @@ from pathlib import Path
 import yaml
 from rich.console import Console
 
-from batch_jobs.engine import Sampling
-from batch_jobs.lock import process_start
-from batch_jobs.parts import Totals
+from batch_jobs.engines.base import Sampling
+from batch_jobs.output.lock import process_start
+from batch_jobs.output.parts import Totals
 from batch_jobs.plan import make_plan
-from batch_jobs.progress import ProgressView
-from batch_jobs.ray_run import concurrent_calls
-from batch_jobs.report import run_report
+from batch_jobs.reporting.progress import ProgressView
+from batch_jobs.reporting.report import run_report
+from batch_jobs.work.ray_run import concurrent_calls
 from tests.support.offline_jobs import write_config
 
 
@@ -81,7 +81,7 @@ def test_rows_waiting_for_their_part_do_not_starve_the_engine() -> None:
 def test_children_die_with_a_killed_process(tmp_path: Path) -> None:
     script = (
         "import subprocess, sys, time\n"
-        "from batch_jobs.orphans import die_with_children\n"
+        "from batch_jobs.work.orphans import die_with_children\n"
         "die_with_children()\n"
         "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(100)'])\n"
         "print(child.pid, flush=True)\n"
@@ -106,7 +106,7 @@ def test_shared_memory_of_a_killed_group_is_removed(tmp_path: Path) -> None:
     script.write_text(
         "import multiprocessing, os, time\n"
         "from multiprocessing import shared_memory\n"
-        "from batch_jobs.orphans import die_with_children\n"
+        "from batch_jobs.work.orphans import die_with_children\n"
         "die_with_children()\n"
         "before = set(os.listdir('/dev/shm'))\n"
         "lock = multiprocessing.get_context('spawn').Lock()\n"

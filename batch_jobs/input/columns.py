@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from batch_jobs.rows import ID_COLUMN
+from batch_jobs.input.rows import ID_COLUMN
 
 if TYPE_CHECKING:
     import pyarrow as pa

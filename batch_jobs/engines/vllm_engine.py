@@ -23,10 +23,10 @@ from vllm.sampling_params import RequestOutputKind
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError
 
-from batch_jobs.engine import EngineDied, EngineSettings
+from batch_jobs.engines.base import EngineDied, EngineSettings
 from batch_jobs.errors import RowError, RowErrorKind
-from batch_jobs.parts import Result
-from batch_jobs.rows import Prompt
+from batch_jobs.input.rows import Prompt
+from batch_jobs.output.parts import Result
 
 _TOO_LONG_PARAMETERS = ("input_tokens", "input_text")
 

@@ -18,13 +18,13 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from batch_jobs.commit_actor import start_commit_log
-from batch_jobs.commit_log import Progress
-from batch_jobs.engine_actor import ActorSettings, EngineActor
 from batch_jobs.errors import JobFailed
+from batch_jobs.input.reading import Chunk, chunk_source
 from batch_jobs.plan import Plan
-from batch_jobs.reading import Chunk, chunk_source
 from batch_jobs.storage import Storage
+from batch_jobs.work.commit_actor import start_commit_log
+from batch_jobs.work.commit_log import Progress
+from batch_jobs.work.engine_actor import ActorSettings, EngineActor
 
 if TYPE_CHECKING:
     from ray.actor import ActorHandle

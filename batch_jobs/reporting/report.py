@@ -15,7 +15,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from batch_jobs.parts import Totals
+from batch_jobs.output.parts import Totals
 
 
 @dataclass(frozen=True)

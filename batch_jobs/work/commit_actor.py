@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from batch_jobs.commit_log import CommitLog, RowStat
+from batch_jobs.work.commit_log import CommitLog, RowStat
 
 if TYPE_CHECKING:
     from ray.actor import ActorHandle

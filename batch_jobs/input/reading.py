@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from batch_jobs.errors import RowError
-from batch_jobs.formats import parse_csv, parse_json
-from batch_jobs.inputs import InputFile
-from batch_jobs.rows import Row, given_id
-from batch_jobs.scan import FileScan, Scan
+from batch_jobs.input.formats import parse_csv, parse_json
+from batch_jobs.input.locations import InputFile
+from batch_jobs.input.rows import Row, given_id
+from batch_jobs.input.scan import FileScan, Scan
 
 if TYPE_CHECKING:
     import pyarrow as pa

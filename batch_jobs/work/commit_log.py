@@ -37,7 +37,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from batch_jobs.parts import LOCK_FILE, Totals, staged_name
+from batch_jobs.output.parts import LOCK_FILE, Totals, staged_name
 from batch_jobs.storage import Storage
 
 MAX_DEATHS_PER_ROW = 3

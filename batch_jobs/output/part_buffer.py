@@ -16,10 +16,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from batch_jobs.commit_log import RowStat
-from batch_jobs.parts import Result, encode_part, part_name, staged_name
-from batch_jobs.rows import Row
+from batch_jobs.input.rows import Row
+from batch_jobs.output.parts import Result, encode_part, part_name, staged_name
 from batch_jobs.storage import Storage
+from batch_jobs.work.commit_log import RowStat
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -20,11 +20,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from batch_jobs.columns import ColumnKinds
 from batch_jobs.errors import JobRefused, RowError
-from batch_jobs.formats import Record, csv_records, jsonl_records, parse_csv, parse_csv_header, parse_json
-from batch_jobs.inputs import InputFile
-from batch_jobs.rows import ID_COLUMN, MESSAGES_COLUMN, PROMPT_COLUMN, RESULT_COLUMNS, given_id
+from batch_jobs.input.columns import ColumnKinds
+from batch_jobs.input.formats import Record, csv_records, jsonl_records, parse_csv, parse_csv_header, parse_json
+from batch_jobs.input.locations import InputFile
+from batch_jobs.input.rows import ID_COLUMN, MESSAGES_COLUMN, PROMPT_COLUMN, RESULT_COLUMNS, given_id
 
 _SHOWN_IDS = 5
 _READ_BUFFER_BYTES = 1 << 20

@@ -25,7 +25,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from batch_jobs.errors import JobRefused
-from batch_jobs.parts import LOCK_FILE
+from batch_jobs.output.parts import LOCK_FILE
 from batch_jobs.storage import Storage
 
 HEARTBEAT_S = 5.0

@@ -19,14 +19,14 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from batch_jobs.commit_log import RowStat
-from batch_jobs.engine import EngineDied, EngineSettings, OfflineEngine, load_engine
+from batch_jobs.engines.base import EngineDied, EngineSettings, OfflineEngine, load_engine
 from batch_jobs.errors import RowError
-from batch_jobs.orphans import die_with_children
-from batch_jobs.part_buffer import PartBuffer, PartSettings
-from batch_jobs.parts import Result
-from batch_jobs.reading import ROW_FIELD
-from batch_jobs.rows import Row, prompt_of
+from batch_jobs.input.reading import ROW_FIELD
+from batch_jobs.input.rows import Row, prompt_of
+from batch_jobs.output.part_buffer import PartBuffer, PartSettings
+from batch_jobs.output.parts import Result
+from batch_jobs.work.commit_log import RowStat
+from batch_jobs.work.orphans import die_with_children
 
 if TYPE_CHECKING:
     import numpy as np

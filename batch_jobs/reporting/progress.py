@@ -17,7 +17,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from batch_jobs.parts import Totals
+from batch_jobs.output.parts import Totals
 
 LOG_EVERY_S = 5.0
 _RATE_WINDOW_S = 30.0

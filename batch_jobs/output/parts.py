@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from batch_jobs.columns import json_default, to_arrow
 from batch_jobs.errors import JobRefused
-from batch_jobs.rows import ID_COLUMN, Row
+from batch_jobs.input.columns import json_default, to_arrow
+from batch_jobs.input.rows import ID_COLUMN, Row
 from batch_jobs.storage import Storage
 
 if TYPE_CHECKING:

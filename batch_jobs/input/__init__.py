@@ -1,0 +1,1 @@
+"""The rows: finding, reading and checking them, and turning each into requests of an engine."""
