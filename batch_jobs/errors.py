@@ -20,12 +20,19 @@ class RowErrorKind(StrEnum):
     """Values of `error.type` in an output row."""
 
     INVALID_JSON = "invalid_json"
+    INVALID_CSV = "invalid_csv"
     INVALID_ID = "invalid_id"
     MISSING_PROMPT = "missing_prompt"
     INVALID_PROMPT = "invalid_prompt"
+    INVALID_PARAMS = "invalid_params"
+    """The row's own parameters are not what a request can carry."""
+    INVALID_REQUEST = "invalid_request"
+    """A request that is not allowed in this job, or that the engine refused."""
     PROMPT_TOO_LONG = "prompt_too_long"
     TEMPLATE_FAILED = "template_failed"
     GENERATION_FAILED = "generation_failed"
+    ENGINE_CRASHED = "engine_crashed"
+    """The row was alone in an engine that died."""
 
 
 class RowError(Exception):

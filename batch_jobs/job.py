@@ -6,48 +6,37 @@ the fingerprint that ties an output folder to one job. Must not know: the comman
 
 from __future__ import annotations
 
-import json
 import threading
 import time
 import uuid
-from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import orjson
 from rich.console import Console
 
-from batch_jobs.engines.base import VLLM_ENGINE, Sampling
 from batch_jobs.errors import JobFailed, JobRefused
-from batch_jobs.input.locations import find_inputs
-from batch_jobs.input.reading import chunk_rows, make_chunks
+from batch_jobs.input.file_rows import iterate_ids
+from batch_jobs.input.id_set import IdSet
+from batch_jobs.input.locations import InputFile, find_inputs
+from batch_jobs.input.openai_batch import holds_openai_batch
+from batch_jobs.input.options import build_spec
 from batch_jobs.input.scan import Scan, scan_inputs
+from batch_jobs.input.spec import JobSpec
+from batch_jobs.job_files import ProgressFile, check_fingerprint, open_output
+from batch_jobs.output.assemble import assemble, drop_parts, is_assembled
+from batch_jobs.output.committed import committed
 from batch_jobs.output.lock import OutputLock
-from batch_jobs.output.part_buffer import PartSettings
-from batch_jobs.output.parts import DONE_FILE, JOB_FILE, REPORT_FILE, STAGING, Committed, Totals, read_committed
+from batch_jobs.output.parts import DONE_FILE, JSONL, OPENAI, PARQUET, REPORT_FILE, STAGING, Totals
 from batch_jobs.plan import Plan, make_plan
+from batch_jobs.reporting.html import html_report
 from batch_jobs.reporting.progress import ProgressView
-from batch_jobs.reporting.report import Report, print_report, run_report, token_counts
+from batch_jobs.reporting.report import Report, make_report, print_report
+from batch_jobs.reporting.stats import Progress, RunStats
+from batch_jobs.request import JobRequest
 from batch_jobs.storage import Storage
-from batch_jobs.work.commit_log import Progress
 
 EXIT_STOPPED = 130
-_SUBMITTED_COPY = "runtime_resources"  # the folder in which Ray unpacks the --working-dir of a job
-
-
-@dataclass(frozen=True)
-class JobRequest:
-    """What the user asked for."""
-
-    inputs: tuple[str, ...]
-    output: str
-    config_path: str
-    model: str | None = None
-    sampling: Sampling = field(default_factory=Sampling)
-    format: str = "jsonl"
-    limit: int | None = None
-    engine_logs: bool = False
-    engine_class: str = VLLM_ENGINE
+HTML_FILE = "report.html"
 
 
 class Job:
@@ -67,143 +56,145 @@ class Job:
             raise KeyboardInterrupt
 
     def run(self) -> int:
-        plan = make_plan(self._request.config_path, self._request.model)
-        files = find_inputs(self._request.inputs)
-        storage = open_output(self._request.output)
+        request = self._request
+        plan = make_plan(request.config_path, request.model, request.pools)
+        files = find_inputs(request.inputs)
+        spec = build_spec(
+            plan.model, request.task, adapters=plan.adapters, openai_batch=holds_openai_batch(files), **request.options
+        )
+        storage = open_output(request.output)
+        if request.dry_run is not None:
+            return self._dry_run(plan, files, spec, storage)
         lock = OutputLock(storage, self._run_id)
         lock.take()
         try:
-            # After the lock and before the listing: see commit_log.py, point 3.
+            # After the lock and before the listing: see work/ledger.py, point 2.
             storage.discard_folder(STAGING)
-            scan = scan_inputs(files, self._request.limit)
-            check_fingerprint(storage, self._fingerprint(plan, scan))
-            committed = read_committed(storage)
-            self._say(f"{scan.row_count} rows, {len(committed.ids)} of them committed already")
-            if len(committed.ids) >= scan.row_count:
-                return self._nothing_to_do(plan, storage, scan, committed)
+            assembled = is_assembled(storage)  # then parts that are left are doubles of rows in the final files
+            done, totals = (IdSet(), Totals()) if assembled else committed(storage)
+            scan = scan_inputs(files, request.limit, done, spec)
+            self._format = self._part_format(files, spec)
+            check_fingerprint(storage, self._fingerprint(spec, scan), request.command)
+            if assembled:
+                return self._already_assembled(storage)
+            self._say(f"{scan.row_count} rows, {scan.row_count - scan.pending_count} of them committed already")
+            if not scan.pending_count:
+                return self._nothing_to_do(plan, storage, files, spec, scan, totals)
             storage.make_folder(f"{STAGING}/{self._run_id}")
-            return self._run_rows(plan, storage, scan, committed)
+            return self._run_rows(plan, storage, files, spec, scan, totals)
         finally:
-            storage.discard_folder(STAGING)
+            storage.discard_folder(f"{STAGING}/{self._run_id}")  # this run's alone: the lock may be another's by now
+            storage.remove_empty(STAGING)
             lock.release()
 
     def _say(self, text: str) -> None:
-        self._console.print(text, highlight=False, soft_wrap=True)
+        self._console.print(text, highlight=False, soft_wrap=True, markup=False)
 
-    def _fingerprint(self, plan: Plan, scan: Scan) -> dict[str, Any]:
+    def _part_format(self, files: list[InputFile], spec: JobSpec) -> str:
+        if spec.openai_batch:
+            if self._request.format is not None:
+                raise JobRefused("--format: OpenAI batch requests get OpenAI batch output. Leave it out.")
+            return OPENAI
+        same = PARQUET if all(file.format == "parquet" for file in files) else JSONL
+        return self._request.format or same
+
+    def _fingerprint(self, spec: JobSpec, scan: Scan) -> dict[str, Any]:
         """What makes two runs the same job: everything that an answer depends on, and the form it is kept in."""
-        request = self._request
         return {
-            "model": plan.model,
-            "sampling": vars(request.sampling),
-            "format": request.format,
-            "limit": request.limit,
+            "spec": spec.as_json(),
+            "format": self._format,
+            "limit": self._request.limit,
             "rows": scan.row_count,
             "input": scan.digest,
         }
 
-    def _nothing_to_do(self, plan: Plan, storage: Storage, scan: Scan, committed: Committed) -> int:
-        self._say("every row is committed: nothing to do, no engine started")
-        if not storage.exists(DONE_FILE):  # an earlier run was killed between its last commit and its report
-            idle = Progress(Totals(), 0, 0.0, [], True, None)
-            self._finish(plan, storage, scan, committed, idle, 0.0)
+    def _dry_run(self, plan: Plan, files: list[InputFile], spec: JobSpec, storage: Storage) -> int:
+        from batch_jobs.dry_run import dry_run
+
+        assert self._request.dry_run is not None
+        self._connected = True
+        return dry_run(self._request, plan, files, spec, storage, self._run_id, self._console, self._stop)
+
+    def _already_assembled(self, storage: Storage) -> int:
+        """An earlier run wrote the final files; at most it was killed while it removed the parts."""
+        drop_parts(storage)
+        self._say("every row is committed and the final files are written: nothing to do, no engine started")
         return 0
 
-    def _run_rows(self, plan: Plan, storage: Storage, scan: Scan, committed: Committed) -> int:
-        from batch_jobs.work.engine_actor import ActorSettings
-        from batch_jobs.work.ray_run import RayRun, connect
+    def _nothing_to_do(
+        self, plan: Plan, storage: Storage, files: list[InputFile], spec: JobSpec, scan: Scan, totals: Totals
+    ) -> int:
+        self._say("every row is committed: nothing to do, no engine started")
+        if not storage.exists(DONE_FILE):  # an earlier run was killed between its last commit and its report
+            stats = RunStats([pool.name for pool in plan.pools])
+            self._finish(plan, storage, files, spec, scan, totals, Progress(stats, {}, stopped=True), 0.0)
+        elif self._request.preserve_order:
+            self._complete(storage, files, spec, totals)
+        return 0
 
-        request, offline = self._request, plan.config.offline
-        rows_per_chunk = chunk_rows(scan.row_count - len(committed.ids), plan.max_engines)
-        chunks = list(make_chunks(scan, committed.ids, rows_per_chunk))
-        schema = scan.columns.schema()
-        parts = PartSettings(
-            storage.location, self._run_id, request.format, schema, offline.part_rows, offline.part_seconds
-        )
-        engine = plan.engine_settings(request.sampling)
-        settings = ActorSettings(request.engine_class, engine, parts, plan.max_in_flight)
-        connect(plan, request.engine_logs)
+    def _run_rows(
+        self, plan: Plan, storage: Storage, files: list[InputFile], spec: JobSpec, scan: Scan, totals: Totals
+    ) -> int:
+        from batch_jobs.work.run import Run, connect
+        from batch_jobs.work.settings import run_settings
+
+        settings = run_settings(self._request, plan, spec, storage, self._run_id, self._format, scan.columns.schema())
+        progress_file = ProgressFile(storage, self._run_id)
+        connect(plan, self._request.engine_logs)
         self._connected = True
         began_s = time.monotonic()
-        run = RayRun(plan, settings, chunks, rows_per_chunk)
+        run = Run(plan, settings, scan.chunks, spec, scan.pending_count)
+        ended_as = "failed"
         try:
-            with ProgressView(self._console, scan.row_count, len(committed.ids)) as view:
-                progress = run.watch(lambda now: view.show(now.totals, len(now.engine_start_s)), self._stop)
-            complete = self._finish(plan, storage, scan, committed, progress, time.monotonic() - began_s)
+            with ProgressView(self._console, scan.row_count, totals.rows, plan.prices) as view:
+                progress = run.watch(lambda now: progress_file.show(view.show(now)), self._stop)
+                progress_file.show(view.show(progress))
+            seconds = time.monotonic() - began_s
+            run.close()  # first: engines need not be paid while the report is written
+            complete = self._finish(plan, storage, files, spec, scan, totals, progress, seconds)
+            ended_as = "finished" if complete else "stopped"
         finally:
             run.close()
+            progress_file.end(ended_as)
         return 0 if complete else EXIT_STOPPED
 
     def _finish(
-        self, plan: Plan, storage: Storage, scan: Scan, committed: Committed, progress: Progress, seconds: float
-    ) -> bool:
-        """Write the report, and the mark of a complete output; says whether it is complete."""
-        totals = committed.totals.plus(progress.totals)
-        complete = totals.rows >= scan.row_count
-        report = Report(
-            rows_total=scan.row_count,
-            rows=totals.rows,
-            ok=totals.ok,
-            errors=totals.errors,
-            tokens=token_counts(totals),
-            complete=complete,
-            model=plan.model,
-            run_id=self._run_id,
-            run=run_report(
-                progress.totals, seconds, progress.engine_start_s, progress.engines_started, progress.engine_seconds,
-                plan.pool.usd_per_hour,
-            ),
-            config=self._config_used(plan),
+        self, plan: Plan, storage: Storage, files: list[InputFile], spec: JobSpec, scan: Scan, before: Totals,
+        progress: Progress, seconds: float,
+    ) -> bool:  # fmt: skip
+        """Write the final files, the report, and the mark of a complete output; says whether it is complete."""
+        totals = before.plus(progress.stats.totals())
+        report = make_report(
+            model=plan.model, task=spec.task.value, run_id=self._run_id, rows_total=scan.row_count, committed=totals,
+            stats=progress.stats, lives=progress.lives, prices=plan.prices, seconds=seconds,
+            config=plan.as_json() | {"spec": spec.as_json()},
         )  # fmt: skip
-        storage.write(REPORT_FILE, orjson.dumps(report.as_json(), option=orjson.OPT_INDENT_2))
-        if complete:
-            storage.write(DONE_FILE, orjson.dumps({"run_id": self._run_id, "rows": totals.rows}))
+        self._write_report(storage, report, progress.stats)
+        if report.complete:
+            self._complete(storage, files, spec, totals)
         print_report(self._console, report)
-        if not complete and not self._stop.is_set():
+        if not report.complete and not self._stop.is_set():
+            if totals.rows > scan.row_count:
+                raise JobFailed(
+                    f"{totals.rows} rows were committed of {scan.row_count}: some are there twice. This is a bug; "
+                    "the parts that share an id show which."
+                )
             raise JobFailed(f"only {totals.rows} of {scan.row_count} rows were committed. Rerun to continue.")
-        if not complete:
+        if not report.complete:
             self._say(f"stopped: {totals.rows} of {scan.row_count} rows are committed; the same command continues")
-        return complete
+        return report.complete
 
-    def _config_used(self, plan: Plan) -> dict[str, Any]:
-        return {
-            "source": str(plan.config.source_path),
-            "deployment_name": plan.deployment_name,
-            "deployment": plan.deployment.model_dump(mode="json"),
-            "pool": plan.pool.model_dump(mode="json"),
-            "sampling": vars(self._request.sampling),
-        }
+    def _write_report(self, storage: Storage, report: Report, stats: RunStats) -> None:
+        storage.write(REPORT_FILE, orjson.dumps(report.as_json(), option=orjson.OPT_INDENT_2))
+        storage.write(HTML_FILE, html_report(report, stats).encode())
 
-
-def open_output(location: str) -> Storage:
-    """The output folder, shown to be writable."""
-    if "://" not in location and not Path(location).expanduser().is_absolute() and _SUBMITTED_COPY in Path.cwd().parts:
-        raise JobRefused(
-            f"output {location}: a submitted job runs in a temporary copy of its working directory, which Ray deletes. "
-            "Give an absolute path or a URL."
-        )
-    storage = Storage(location)
-    probe = f"_probe-{uuid.uuid4().hex[:8]}"
-    try:
-        storage.make_folder()
-        storage.write(probe, b"")
-        storage.delete(probe)
-    except OSError as error:
-        raise JobRefused(f"output {location}: cannot be written: {error}. Choose another folder.") from error
-    return storage
-
-
-def check_fingerprint(storage: Storage, mine: dict[str, Any]) -> None:
-    """Refuse an output folder that another job made; mark a new one as this job's."""
-    try:
-        theirs = json.loads(storage.read(JOB_FILE))
-    except FileNotFoundError:
-        storage.write(JOB_FILE, orjson.dumps(mine, option=orjson.OPT_INDENT_2))
-        return
-    mine = json.loads(orjson.dumps(mine))
-    different = [name for name in mine if theirs.get(name) != mine[name]]
-    if different:
-        raise JobRefused(
-            f"output {storage.location} belongs to another job: {', '.join(different)} differ. "
-            "Use another output folder, or repeat the first job's input and options."
-        )
+    def _complete(self, storage: Storage, files: list[InputFile], spec: JobSpec, totals: Totals) -> None:
+        """See assemble.py for why in this order."""
+        assembled = spec.openai_batch or self._request.preserve_order
+        if assembled:
+            self._say("all rows are committed; writing them in the input's order")
+            assemble(storage, self._run_id, iterate_ids(files, self._request.limit, spec.id_column), self._format)
+        mark = {"run_id": self._run_id, "rows": totals.rows, "assembled": assembled}
+        storage.write(DONE_FILE, orjson.dumps(mark))
+        if assembled:
+            drop_parts(storage)

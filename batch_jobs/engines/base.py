@@ -53,6 +53,8 @@ class EngineLimits:
     """Tokens that its KV cache holds; None where it has none or does not say."""
     max_model_len: int | None = None
     """Tokens of the longest request, prompt and answer."""
+    paths: tuple[str, ...] | None = None
+    """Paths that it answers; None where it does not say."""
 
 
 class EngineDied(Exception):

@@ -1,110 +1,115 @@
-"""vLLM's AsyncLLM as the engine of an offline job.
+"""vLLM as the engine of an offline job: its own OpenAI app on an AsyncLLM, called inside this process.
 
-Role: prompts in, results out, through vLLM's Python API. Owns: which vLLM exception means what.
-Must not know: Ray, files. Imported only in engine processes.
+Role: asks in, replies out. Owns: how vLLM is built and when it counts as dead. Must not know: Ray, files, tasks.
+Imported only in engine processes.
 
-Prompts and chats go through AsyncLLM's own renderer, the one behind its OpenAI server: chat template, special tokens
-and length checks are those of online serving.
+Going through vLLM's app rather than AsyncLLM.generate costs about a millisecond a row in this process (the model runs
+in another) and gives what its server gives: every parameter, chat templates, tools, structured output, LoRA adapters,
+embeddings, scores, classes, with its own checks and messages. Tokenising and detokenising happen in this process too,
+never in the one that runs the model.
 
 vLLM runs the model in child processes that do not notice the SIGKILL of their parent (measured: they stay for ever,
 with the accelerator's memory); engine_actor.py puts the process under orphans.py for that.
+
+Not public API: `make_arg_parser`, `build_app` and `init_app_state` (vLLM's own server and run-batch are made of them).
+Tried with vLLM 0.32; tests/engine/test_offline.py breaks when they move.
 """
 
 from __future__ import annotations
 
-import uuid
-from typing import Any
+import inspect
+import warnings
+from argparse import Namespace
+from types import SimpleNamespace
+from typing import Any, NoReturn
 
-from vllm import SamplingParams
+from fastapi import FastAPI
 from vllm.engine.arg_utils import AsyncEngineArgs
-from vllm.exceptions import VLLMClientError, VLLMValidationError
-from vllm.renderers import ChatParams
-from vllm.sampling_params import RequestOutputKind
+from vllm.utils.argparse_utils import FlexibleArgumentParser
 from vllm.v1.engine.async_llm import AsyncLLM
-from vllm.v1.engine.exceptions import EngineDeadError
 
-from batch_jobs.engines.base import EngineDied, EngineSettings
-from batch_jobs.errors import RowError, RowErrorKind
-from batch_jobs.input.rows import Prompt
-from batch_jobs.output.parts import Result
+from batch_jobs.engines.asgi_call import call
+from batch_jobs.engines.base import Ask, EngineDied, EngineLimits, EngineSettings, Reply
+from cluster.engines.arguments import merge, to_argv
 
-_TOO_LONG_PARAMETERS = ("input_tokens", "input_text")
+# Nobody scrapes an engine inside a job: the job reports its own figures. Cached tokens are part of the bill.
+_DEFAULTS = {"disable-log-stats": True, "enable-prompt-tokens-details": True}
 
 
 class VllmEngine:
-    """One AsyncLLM."""
+    """One AsyncLLM and the app on it."""
 
     def __init__(self, settings: EngineSettings) -> None:
-        self._engine = AsyncLLM.from_engine_args(AsyncEngineArgs(**engine_arguments(settings)))
-        config = self._engine.model_config
-        # None = up to the end of the context, as in vLLM's server; SamplingParams' own default is 16 tokens.
-        chosen = {"max_tokens": None} | config.get_diff_sampling_param() | settings.sampling.given()
-        self._params = SamplingParams(output_kind=RequestOutputKind.FINAL_ONLY, **chosen)
-        self._chat = ChatParams(chat_template_kwargs={"add_generation_prompt": True})
-        self._max_model_len = config.max_model_len
+        self._args = server_arguments(settings)
+        self._engine = AsyncLLM.from_engine_args(AsyncEngineArgs.from_cli_args(self._args))
 
-    async def generate(self, row_id: str, prompt: Prompt) -> Result:
-        rendered = await self._render(prompt)
+    async def start(self) -> EngineLimits:
+        tasks = await self._engine.get_supported_tasks()
+        self._app: FastAPI = await _app(self._args, self._engine, tasks)
+        config = self._engine.vllm_config
+        blocks, block_tokens = config.cache_config.num_gpu_blocks, config.cache_config.block_size
+        return EngineLimits(
+            max_running=config.scheduler_config.max_num_seqs,
+            kv_tokens=blocks * block_tokens if blocks and "generate" in tasks else None,
+            max_model_len=config.model_config.max_model_len,
+            paths=tuple(sorted({getattr(route, "path", "") for route in self._app.routes})),
+        )
+
+    async def ask(self, ask: Ask) -> Reply:
         try:
-            # Request ids must be unique in the engine and row ids are the user's words.
-            final = None
-            async for output in self._engine.generate(rendered, self._params.clone(), uuid.uuid4().hex):
-                final = output
-        except EngineDeadError as error:
-            raise EngineDied(str(error)) from error
-        except (VLLMClientError, ValueError) as error:
-            raise self._row_error(error, RowErrorKind.GENERATION_FAILED) from error
+            reply = await call(self._app, ask)
         except Exception as error:
             if self._engine.errored:
                 raise EngineDied(str(error)) from error
-            raise RowError(RowErrorKind.GENERATION_FAILED, f"{type(error).__name__}: {error}") from error
-        if final is None:
-            raise RowError(RowErrorKind.GENERATION_FAILED, "the engine returned no output")
-        answer = final.outputs[0]
-        return Result(
-            output=answer.text,
-            finish_reason=answer.finish_reason,
-            prompt_tokens=len(final.prompt_token_ids or ()),
-            output_tokens=len(answer.token_ids),
-            cached_tokens=final.num_cached_tokens or 0,
-        )
+            return Reply(500, {"error": {"message": f"{type(error).__name__}: {error}", "type": "internal_error"}})
+        if reply.status >= 500 and self._engine.errored:
+            raise EngineDied(str(reply.body))
+        return reply
 
-    async def _render(self, prompt: Prompt) -> Any:
-        renderer = self._engine.renderer
-        kind = RowErrorKind.INVALID_PROMPT if isinstance(prompt, str) else RowErrorKind.TEMPLATE_FAILED
+
+async def _app(args: Namespace, engine: AsyncLLM, tasks: Any) -> FastAPI:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
         try:
-            if isinstance(prompt, str):
-                (rendered,) = await renderer.render_cmpl_async([{"prompt": prompt}])
-            else:
-                _, (rendered,) = await renderer.render_chat_async([prompt], self._chat)
-        except Exception as error:  # a template is a program of the model's author: it may raise anything
-            raise self._row_error(error, kind) from error
-        tokens = len(rendered.get("prompt_token_ids") or ())
-        if tokens >= self._max_model_len:
-            raise RowError(
-                RowErrorKind.PROMPT_TOO_LONG,
-                f"the prompt has {tokens} tokens and the context holds {self._max_model_len}, the answer included",
-            )
-        return rendered
-
-    @staticmethod
-    def _row_error(error: Exception, otherwise: RowErrorKind) -> RowError:
-        too_long = isinstance(error, VLLMValidationError) and error.parameter in _TOO_LONG_PARAMETERS
-        return RowError(RowErrorKind.PROMPT_TOO_LONG if too_long else otherwise, f"{type(error).__name__}: {error}")
+            from vllm.entrypoints.launchers.api_server.app_state import init_app_state
+            from vllm.entrypoints.launchers.app import build_app
+        except ImportError:  # before 0.30 they were here
+            from vllm.entrypoints.openai.api_server import build_app, init_app_state
+    offered = {"supported_tasks": tasks, "model_config": engine.model_config}
+    app = build_app(
+        args, **{name: offered[name] for name in inspect.signature(build_app).parameters if name in offered}
+    )
+    app.state.server = SimpleNamespace(should_exit=False)  # what vLLM tells to end when its engine is dead
+    await init_app_state(engine, app.state, args, tasks)
+    served: FastAPI = app
+    return served
 
 
-def engine_arguments(settings: EngineSettings) -> dict[str, Any]:
-    """Keyword arguments of AsyncEngineArgs; the model is fetched or converted first. The config's own win."""
+def server_arguments(settings: EngineSettings) -> Namespace:
+    """The arguments of vLLM's server, parsed by its own parser; the model is fetched or converted first."""
     from cluster.config import ModelConfig, PathsConfig
     from cluster.models import prepare_model
 
     config = ModelConfig.model_validate(settings.model_config)
     prepared = prepare_model(settings.model, config, PathsConfig.model_validate(settings.paths), print)
-    arguments: dict[str, Any] = {
-        "model": prepared.path_or_id,
-        "revision": prepared.revision,
-        "served_model_name": settings.model,
-        "max_model_len": config.max_model_len,
-        "disable_log_stats": True,  # nobody scrapes them here; the job reports its own
-    }
-    return {name: value for name, value in (arguments | settings.engine_args).items() if value is not None}
+    defaults = {**_DEFAULTS, "max-model-len": config.max_model_len, "revision": prepared.revision}
+    model = {"model": str(prepared.path_or_id), "served-model-name": settings.model}
+    arguments = merge(settings.engine_args, defaults, {})
+    parsed: Namespace = _parser().parse_args(to_argv({**model, **arguments}, negated_flags=True))
+    return parsed
+
+
+class _Parser(FlexibleArgumentParser):
+    """One that raises: argparse would end the process with its message on a stderr that nobody reads."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(f"vLLM does not take the engine's arguments: {message}")
+
+
+def _parser() -> FlexibleArgumentParser:
+    try:
+        from vllm.entrypoints.launchers.cli_args import make_arg_parser
+    except ImportError:  # before 0.30
+        from vllm.entrypoints.openai.cli_args import make_arg_parser
+    parser: FlexibleArgumentParser = make_arg_parser(_Parser())
+    return parser

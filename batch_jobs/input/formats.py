@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import csv
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import orjson
@@ -25,21 +25,23 @@ class Record(NamedTuple):
     number: int
     start: int
     data: bytes
+    fields: list[str] | None = None
+    """Of a CSV record; None where it is none."""
 
 
-def jsonl_records(stream: Iterable[bytes]) -> Iterator[Record]:
-    """Non-blank lines."""
+def jsonl_records(stream: Iterable[bytes], first: int = 1) -> Iterator[Record]:
+    """Non-blank lines. `first` is the number of the stream's first line."""
     start = 0
-    for number, line in enumerate(stream, 1):
+    for number, line in enumerate(stream, first):
         if line.strip():
             yield Record(number, start, line)
         start += len(line)
 
 
-def csv_records(stream: Iterable[bytes]) -> Iterator[Record]:
-    """Records after the header; a quoted field may span lines, so the csv module decides where a record ends.
+def csv_records(stream: Iterable[bytes], first: int = 0) -> Iterator[Record]:
+    """Non-blank records; a quoted field may span lines, so the csv module decides where a record ends.
 
-    The header comes first, as record 0.
+    A file's header comes first, as record 0. `first` is the number of the stream's first record.
     """
     taken: list[bytes] = []
 
@@ -49,12 +51,20 @@ def csv_records(stream: Iterable[bytes]) -> Iterator[Record]:
             yield line.decode("utf-8", errors="replace")
 
     start = 0
-    number = 0
-    for fields in csv.reader(lines()):
+    number = first
+    reader = csv.reader(lines())
+    while True:
+        fields: list[str] | None = None
+        try:
+            fields = next(reader)
+        except StopIteration:
+            return
+        except csv.Error:  # a carriage return of its own outside quotes; the reader goes on with the next line
+            pass
         data = b"".join(taken)
         taken.clear()
-        if fields:
-            yield Record(number, start, data)
+        if fields != []:
+            yield Record(number, start, data, fields)
             number += 1
         start += len(data)
 
@@ -71,11 +81,18 @@ def parse_json(data: bytes) -> dict[str, Any]:
 
 
 def parse_csv_header(data: bytes) -> list[str]:
-    return next(csv.reader([data.removeprefix(_BOM).decode("utf-8", errors="replace")]), [])
+    try:
+        return next(csv.reader([data.removeprefix(_BOM).decode("utf-8", errors="replace")]), [])
+    except csv.Error as error:
+        raise ValueError(f"the header is not one line of CSV ({error}); end lines with a newline") from error
 
 
-def parse_csv(data: bytes, header: list[str]) -> dict[str, Any]:
+def parse_csv(record: Record, header: Sequence[str]) -> dict[str, Any]:
     """One CSV record; an empty field means that the row does not have that value."""
-    text = data.decode("utf-8", errors="replace")
-    fields = next(csv.reader(text.splitlines(keepends=True)), [])
+    fields = record.fields
+    if fields is None:
+        raise RowError(RowErrorKind.INVALID_CSV, "the record has a carriage return outside quotes")
+    if any(fields[len(header) :]):
+        # An unquoted comma: asking for the half before it would be an answer to another question.
+        raise RowError(RowErrorKind.INVALID_CSV, f"the record has {len(fields)} fields and the header {len(header)}")
     return {name: value or None for name, value in zip(header, fields, strict=False)}

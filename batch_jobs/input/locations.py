@@ -7,19 +7,27 @@ Must not know: what is inside the files.
 from __future__ import annotations
 
 import fnmatch
+import io
 import posixpath
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from batch_jobs.errors import JobRefused
-from batch_jobs.storage import open_filesystem
+from batch_jobs.storage import open_filesystem, shown
 
 if TYPE_CHECKING:
     from pyarrow.fs import FileInfo, FileSystem
 
 FORMATS = {".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".parquet": "parquet"}
+_CURES = {
+    ".json": "A JSON document is read whole: write one object per line (jq -c '.[]') as .jsonl.",
+    ".gz": "Compressed text cannot be read from the middle: decompress it, or write Parquet.",
+    ".pkl": "A pickle runs code when it is read: write Parquet.",
+    ".pickle": "A pickle runs code when it is read: write Parquet.",
+}
 _WILDCARDS = "*?["
+_READ_BUFFER_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -48,6 +56,11 @@ def find_inputs(locations: Sequence[str]) -> list[InputFile]:
     return sorted(files, key=lambda file: file.name)
 
 
+def open_lines(file: InputFile) -> io.BufferedReader:
+    """A binary stream that iterates over lines."""
+    return io.BufferedReader(file.filesystem.open_input_file(file.path), _READ_BUFFER_BYTES)
+
+
 def _format(path: str) -> str:
     return FORMATS.get(posixpath.splitext(path)[1].lower(), "")
 
@@ -61,21 +74,22 @@ def _expand(location: str) -> list[tuple[FileSystem, FileInfo]]:
         if any(mark in path for mark in _WILDCARDS):
             infos = _glob(filesystem, path)
             if not infos:
-                raise JobRefused(f"input {location}: no file matches. Check the pattern.")
+                raise JobRefused(f"input {shown(location)}: no file matches. Check the pattern.")
         else:
             info = filesystem.get_file_info(path)
             if info.type == fs.FileType.NotFound:
-                raise JobRefused(f"input {location}: no such file or folder. Check the path.")
+                raise JobRefused(f"input {shown(location)}: no such file or folder. Check the path.")
             if info.type == fs.FileType.File:
                 if not _format(path):
-                    raise JobRefused(f"input {location}: unknown format. Use {', '.join(sorted(FORMATS))}.")
+                    cure = _CURES.get(posixpath.splitext(path)[1].lower(), f"Use {', '.join(sorted(FORMATS))}.")
+                    raise JobRefused(f"input {shown(location)}: unknown format. {cure}")
                 return [(filesystem, info)]
             infos = [item for item in _files_below(filesystem, path) if _format(item.path)]
     except (OSError, ValueError) as error:
-        raise JobRefused(f"input {location}: cannot be opened: {error}") from error
+        raise JobRefused(f"input {shown(location)}: cannot be opened: {error}") from error
     readable = [item for item in infos if _format(item.path)]
     if not readable:
-        raise JobRefused(f"input {location}: holds no {', '.join(sorted(FORMATS))} file.")
+        raise JobRefused(f"input {shown(location)}: holds no {', '.join(sorted(FORMATS))} file.")
     return [(filesystem, item) for item in readable]
 
 

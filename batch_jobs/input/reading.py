@@ -1,130 +1,92 @@
-"""The rows still to do, as a Ray Data source.
+"""The rows still to do, as a Ray Data source of prepared rows.
 
-Role: cut the scan into small chunks and read one chunk in a Ray task. Owns: chunk sizes.
-Must not know: engines, the output.
+Role: read blocks of chunks in Ray tasks, and prepare their rows there. Owns: the form of a block.
+Must not know: engines, the output, in which order rows are run.
 
-A chunk is one Ray block, one actor call and one batch: with rows committed as they finish, all that a big block would
-do is hold more rows back when an actor dies and leave engines idle at the end of the job.
+A block is an Arrow table with one binary column, PREPARED_FIELD: a pickled `Prepared` per pending row, in order of the
+input. The work queue unpickles those few facts; the payload in them stays closed until an engine opens it.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Collection, Iterable, Iterator
-from dataclasses import dataclass
+import io
+import itertools
+import pickle
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from batch_jobs.errors import RowError
-from batch_jobs.input.formats import parse_csv, parse_json
+from batch_jobs.errors import JobFailed
+from batch_jobs.input.asks import prepare
+from batch_jobs.input.chunks import Chunk, Chunks
+from batch_jobs.input.file_rows import named_row, text_row
+from batch_jobs.input.formats import csv_records, jsonl_records
 from batch_jobs.input.locations import InputFile
-from batch_jobs.input.rows import Row, given_id
-from batch_jobs.input.scan import FileScan, Scan
+from batch_jobs.input.prepared import Prepared
+from batch_jobs.input.rows import Row
+from batch_jobs.input.spec import JobSpec
 
 if TYPE_CHECKING:
     import pyarrow as pa
     from ray.data import Datasource
 
-ROW_FIELD = "row"
-MAX_CHUNK_ROWS = 64
-_MAX_CHUNK_BYTES = 8 << 20
-_MAX_GAP_BYTES = 1 << 20
+PREPARED_FIELD = "prepared"
 
 
-@dataclass(frozen=True)
-class Chunk:
-    """Some rows of one file that lie close together."""
-
-    file: InputFile
-    header: tuple[str, ...]
-    ids: tuple[str, ...]
-    starts: tuple[int, ...]
-    lengths: tuple[int, ...]
-
-
-def chunk_rows(pending_rows: int, engines: int) -> int:
-    """Rows per chunk: big enough to be cheap, small enough that every engine gets many of them."""
-    return max(1, min(MAX_CHUNK_ROWS, pending_rows // (engines * 8)))
-
-
-def make_chunks(scan: Scan, done: Collection[str], rows_per_chunk: int) -> Iterator[Chunk]:
-    """Chunks of all rows whose id is not in `done`."""
-    for file in scan.files:
-        pending: list[int] = []
-        for index, row_id in enumerate(file.ids):
-            if row_id in done:
-                continue
-            if pending and (len(pending) == rows_per_chunk or _too_far(file, pending, index)):
-                yield _chunk(file, pending)
-                pending = []
-            pending.append(index)
-        if pending:
-            yield _chunk(file, pending)
-
-
-def _too_far(file: FileScan, pending: list[int], index: int) -> bool:
-    """Whether reading this row together with the pending ones would fetch too much that nobody needs."""
-    if not file.lengths:
-        return False
-    end = file.starts[index] + file.lengths[index]
-    gap = file.starts[index] - (file.starts[pending[-1]] + file.lengths[pending[-1]])
-    return gap > _MAX_GAP_BYTES or end - file.starts[pending[0]] > _MAX_CHUNK_BYTES
-
-
-def _chunk(file: FileScan, indexes: list[int]) -> Chunk:
-    return Chunk(
-        file.file,
-        tuple(file.header),
-        tuple(file.ids[index] for index in indexes),
-        tuple(file.starts[index] for index in indexes),
-        tuple(file.lengths[index] for index in indexes) if file.lengths else (),
-    )
-
-
-def read_chunk(chunk: Chunk) -> list[Row]:
-    """The rows of a chunk, in order; a row that cannot be read carries its problem."""
-    if chunk.file.format == "parquet":
-        return [_row(row_id, columns, None) for row_id, columns in zip(chunk.ids, _parquet_rows(chunk), strict=True)]
-    first = chunk.starts[0]
-    with chunk.file.filesystem.open_input_file(chunk.file.path) as source:
-        source.seek(first)
-        data = source.read(chunk.starts[-1] + chunk.lengths[-1] - first)
-    rows = []
-    for row_id, start, length in zip(chunk.ids, chunk.starts, chunk.lengths, strict=True):
-        record = data[start - first : start - first + length]
-        try:
-            is_csv = chunk.file.format == "csv"
-            columns = parse_csv(record, list(chunk.header)) if is_csv else parse_json(record)
-        except RowError as problem:
-            rows.append(Row(row_id, {}, problem))
+def read_rows(chunks: Sequence[Chunk], id_column: str = "id") -> Iterator[tuple[int, Row]]:
+    """The pending rows and their numbers, in order; a row that cannot be read carries its problem."""
+    for source, members in itertools.groupby(chunks, key=lambda chunk: chunk.source):
+        if source.file.format == "parquet":
+            for chunk in members:
+                yield from _parquet_rows(chunk, id_column)
         else:
-            rows.append(_row(row_id, columns, None))
-    return rows
+            with source.file.filesystem.open_input_file(source.file.path) as stream:
+                for chunk in members:
+                    yield from _text_rows(chunk, stream, id_column)
 
 
-def _row(row_id: str, columns: dict[str, Any], problem: RowError | None) -> Row:
-    try:
-        given_id(columns)
-    except RowError as error:
-        problem = error
-    return Row(row_id, columns, problem)
+def _text_rows(chunk: Chunk, stream: Any, id_column: str) -> Iterator[tuple[int, Row]]:
+    file, header = chunk.source.file, chunk.source.header
+    stream.seek(chunk.start)
+    lines = io.BytesIO(stream.read(chunk.end - chunk.start))
+    split = csv_records if file.format == "csv" else jsonl_records
+    records = list(split(lines, chunk.number))
+    _check_unchanged(chunk, len(records))
+    for index in _pending(chunk):
+        yield chunk.first_row + index, text_row(file, records[index], header, id_column)
 
 
-def _parquet_rows(chunk: Chunk) -> list[dict[str, Any]]:
+def _parquet_rows(chunk: Chunk, id_column: str) -> Iterator[tuple[int, Row]]:
+    file = chunk.source.file
+    bounds = _row_group_bounds(file)
+    group = next((index for index, end in enumerate(bounds[1:]) if chunk.start < end), None)
+    _check_unchanged(chunk, 0 if group is None else min(chunk.end, bounds[group + 1]) - chunk.start)
+    assert group is not None
+    records = _row_group(file, group).slice(chunk.start - bounds[group], chunk.rows).to_pylist()
+    for index in _pending(chunk):
+        yield chunk.first_row + index, named_row(file, chunk.number + index, records[index], id_column)
+
+
+def _pending(chunk: Chunk) -> Iterator[int]:
+    return (index for index in range(chunk.rows) if chunk.pending >> index & 1)
+
+
+def _check_unchanged(chunk: Chunk, rows: int) -> None:
+    if rows != chunk.rows:
+        raise JobFailed(
+            f"input {chunk.source.file.path} changed while the job ran: {rows} rows where {chunk.rows} were. "
+            "Restore it and rerun."
+        )
+
+
+@functools.lru_cache(maxsize=16)
+def _row_group_bounds(file: InputFile) -> list[int]:
+    """Index of the first row of each row group, and behind the last one."""
     import pyarrow.parquet as pq
 
-    with chunk.file.filesystem.open_input_file(chunk.file.path) as source:
+    with file.filesystem.open_input_file(file.path) as source:
         metadata = pq.read_metadata(source)
-    bounds = [0]
-    for group in range(metadata.num_row_groups):
-        bounds.append(bounds[-1] + metadata.row_group(group).num_rows)
-    rows: list[dict[str, Any]] = []
-    group = 0
-    for index in chunk.starts:
-        while index >= bounds[group + 1]:
-            group += 1
-        table = _row_group(chunk.file, group)
-        rows.extend(table.slice(index - bounds[group], 1).to_pylist())
-    return rows
+    return [0, *itertools.accumulate(metadata.row_group(index).num_rows for index in range(metadata.num_row_groups))]
 
 
 @functools.lru_cache(maxsize=2)
@@ -136,35 +98,49 @@ def _row_group(file: InputFile, group: int) -> pa.Table:
         return pq.ParquetFile(source).read_row_group(group)
 
 
-def _read_block(chunk: Chunk) -> Iterable[pa.Table]:
+def read_block(chunks: Sequence[Chunk], spec: JobSpec) -> pa.Table:
+    """The pending rows of some chunks, prepared."""
     import pyarrow as pa
 
-    yield pa.table({ROW_FIELD: [row.pack() for row in read_chunk(chunk)]})
+    rows = [pickle.dumps(prepare(row, number, spec), protocol=5) for number, row in read_rows(chunks, spec.id_column)]
+    return pa.table({PREPARED_FIELD: pa.array(rows, type=pa.binary())})
 
 
-def chunk_source(chunks: list[Chunk]) -> Datasource:
-    """A Ray Data source that reads one chunk per task."""
+def prepared_rows(block: pa.Table) -> list[Prepared]:
+    """What `read_block` put in."""
+    return [pickle.loads(data) for data in block.column(PREPARED_FIELD).to_pylist()]
+
+
+def _read_task(chunks: Chunks, spec: JobSpec) -> Iterable[pa.Table]:
+    yield read_block(chunks, spec)
+
+
+def chunk_source(blocks: Sequence[Chunks], spec: JobSpec) -> Datasource:
+    """A Ray Data source that reads one block per task."""
     from ray.data import Datasource, ReadTask
     from ray.data.block import BlockMetadata
 
+    def size_bytes(block: Chunks) -> int:
+        return sum(chunk.size_bytes for chunk in block)
+
     class ChunkSource(Datasource):
         def estimate_inmemory_data_size(self) -> int | None:
-            return sum(sum(chunk.lengths) for chunk in chunks)
+            return sum(map(size_bytes, blocks))
 
         def get_read_tasks(
             self, parallelism: int, per_task_row_limit: int | None = None, data_context: Any = None
         ) -> list[ReadTask]:
             return [
                 ReadTask(
-                    functools.partial(_read_block, chunk),
+                    functools.partial(_read_task, block, spec),
                     BlockMetadata(
-                        num_rows=len(chunk.ids),
-                        size_bytes=sum(chunk.lengths) or None,
+                        num_rows=sum(chunk.pending_rows for chunk in block),
+                        size_bytes=size_bytes(block),
                         input_files=None,
                         exec_stats=None,
                     ),
                 )
-                for chunk in chunks
+                for block in blocks
             ]
 
     return ChunkSource()

@@ -1,159 +1,103 @@
-"""One pass over the input before anything starts: ids, duplicates, columns, a digest, and where every row lies.
+"""One pass over the input before anything starts: ids, duplicates, columns, a digest, and where the pending rows lie.
 
-Role: know the whole job before it costs anything. Owns: row ids. Must not know: prompts' validity, engines, Ray.
+Role: know the whole job before it costs anything. Owns: what makes an input the same as another's.
+Must not know: prompts' validity, engines, Ray.
 
-A row's id is its `id` value if it has one, else `<file name>:<row number>`: the same on every rerun. Duplicate ids
-refuse the job, as "every row once" would mean nothing. The digest covers every byte of JSONL and CSV files and the
-footer of Parquet files (which names sizes, offsets and statistics of all column chunks), so a changed input is
-noticed.
+Duplicate ids refuse the job, as "every row once" would mean nothing. The digest covers every record of JSONL and CSV
+files and the footer of Parquet files (which names sizes, offsets and statistics of all column chunks), so a changed
+input is noticed.
 
-Limit: all ids, offsets and lengths are held in the driver, about 150 bytes a row (10 million rows: 1.5 GB). The pass
-is one process reading once: about 1 million short JSONL rows in some seconds; Parquet reads its id column alone.
+Memory: 16 bytes a row while the scan runs (the ids' digests, and as much again to find duplicates), a byte a row
+afterwards (chunks.py). The pass is one process reading once; Parquet reads its id column alone.
 """
 
 from __future__ import annotations
 
 import hashlib
-import io
-from array import array
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+import itertools
+from dataclasses import dataclass
 from typing import Any
 
-from batch_jobs.errors import JobRefused, RowError
+from batch_jobs.errors import JobRefused
+from batch_jobs.input.checks import check_columns
+from batch_jobs.input.chunks import ChunkBuilder, Chunks, SourceFile
 from batch_jobs.input.columns import ColumnKinds
-from batch_jobs.input.formats import Record, csv_records, jsonl_records, parse_csv, parse_csv_header, parse_json
-from batch_jobs.input.locations import InputFile
-from batch_jobs.input.rows import ID_COLUMN, MESSAGES_COLUMN, PROMPT_COLUMN, RESULT_COLUMNS, given_id
+from batch_jobs.input.file_rows import csv_header, iterate_ids, parquet_ids, text_records, text_row
+from batch_jobs.input.id_set import IdSet, repeated
+from batch_jobs.input.locations import InputFile, open_lines
+from batch_jobs.input.spec import JobSpec
 
 _SHOWN_IDS = 5
-_READ_BUFFER_BYTES = 1 << 20
 
 
-@dataclass
-class FileScan:
-    """The rows of one file, column by column. Parquet: `starts` are row indexes and `lengths` stays empty."""
-
-    file: InputFile
-    header: list[str] = field(default_factory=list)
-    ids: list[str] = field(default_factory=list)
-    starts: array[int] = field(default_factory=lambda: array("q"))
-    lengths: array[int] = field(default_factory=lambda: array("q"))
-
-
-@dataclass
+@dataclass(frozen=True)
 class Scan:
     """Everything the driver knows about the input."""
 
-    files: list[FileScan]
+    row_count: int
+    pending_count: int
+    """Rows that no earlier run has committed."""
     columns: ColumnKinds
     digest: str
-
-    @property
-    def row_count(self) -> int:
-        return sum(len(scan.ids) for scan in self.files)
+    chunks: Chunks
+    """Where the pending rows lie."""
 
 
 class _Scanner:
-    def __init__(self, limit: int | None) -> None:
+    def __init__(self, limit: int | None, done: IdSet, id_column: str) -> None:
         self.columns = ColumnKinds()
         self.digest = hashlib.blake2b(digest_size=16)
-        self._left = limit
-        self._seen: set[str] = set()
-        self._doubled: list[str] = []
+        self.builder = ChunkBuilder(done)
+        self._limit = limit
+        self._id_column = id_column
 
-    def scan(self, file: InputFile) -> FileScan:
+    def scan(self, file: InputFile) -> None:
         self.digest.update(f"{file.name}\0{file.size_bytes}\0".encode())
-        result = FileScan(file)
-        if self._left != 0:
-            {"jsonl": self._jsonl, "csv": self._csv, "parquet": self._parquet}[file.format](result)
-        return result
+        if self._full:
+            return
+        if file.format == "parquet":
+            self._parquet(file)
+        else:
+            self._text(file)
 
-    def refuse_doubled(self) -> None:
-        if self._doubled:
-            shown = ", ".join(repr(row_id) for row_id in self._doubled[:_SHOWN_IDS])
-            more = f" and {len(self._doubled) - _SHOWN_IDS} more" if len(self._doubled) > _SHOWN_IDS else ""
-            raise JobRefused(f"ids must be unique, but these occur more than once: {shown}{more}. Rename or drop them.")
+    @property
+    def _full(self) -> bool:
+        return self._limit is not None and self.builder.row_count >= self._limit
 
-    def _add(self, result: FileScan, row_id: str, start: int, length: int | None) -> bool:
-        """Note one row; False when the limit is reached."""
-        if row_id in self._seen:
-            self._doubled.append(row_id)
-        self._seen.add(row_id)
-        result.ids.append(row_id)
-        result.starts.append(start)
-        if length is not None:
-            result.lengths.append(length)
-        if self._left is not None:
-            self._left -= 1
-        return self._left != 0
+    def _text(self, file: InputFile) -> None:
+        header: tuple[str, ...] = ()
+        if file.format == "csv":
+            header, header_data = csv_header(file)
+            self.digest.update(header_data)
+            self.columns.see(dict.fromkeys(header))
+        self.builder.open_file(SourceFile(file, header))
+        with open_lines(file) as stream:
+            for record in text_records(file, stream):
+                self.digest.update(record.data)
+                row = text_row(file, record, header, self._id_column)
+                self.columns.see(row.columns)
+                self.builder.add(row.id, record.start, record.start + len(record.data), record.number)
+                if self._full:
+                    return
 
-    def _records(self, result: FileScan, records: Iterator[Record], parse: Callable[[bytes], dict[str, Any]]) -> None:
-        for record in records:
-            self.digest.update(record.data)
-            row_id = None
-            try:
-                columns = parse(record.data)
-                self.columns.see(columns)
-                row_id = given_id(columns)
-            except RowError:
-                pass  # the reader meets the same problem and makes it the row's error
-            row_id = row_id or position_id(result.file, record.number)
-            if not self._add(result, row_id, record.start, len(record.data)):
-                return
-
-    def _jsonl(self, result: FileScan) -> None:
-        with open_lines(result.file) as stream:
-            self._records(result, jsonl_records(stream), parse_json)
-
-    def _csv(self, result: FileScan) -> None:
-        with open_lines(result.file) as stream:
-            records = csv_records(stream)
-            first = next(records, None)
-            if first is None:
-                return
-            result.header = parse_csv_header(first.data)
-            self.digest.update(first.data)
-            self.columns.see(dict.fromkeys(result.header))
-            self._records(result, records, lambda data: parse_csv(data, result.header))
-
-    def _parquet(self, result: FileScan) -> None:
+    def _parquet(self, file: InputFile) -> None:
         import pyarrow.parquet as pq
 
-        file = result.file
         with file.filesystem.open_input_file(file.path) as source:
             self.digest.update(_parquet_footer(source))
             source.seek(0)
             table = pq.ParquetFile(source)
             self.columns.see_arrow(table.schema_arrow)
-            if ID_COLUMN not in table.schema_arrow.names:
-                for index in range(table.metadata.num_rows):
-                    if not self._add(result, position_id(file, index + 1), index, None):
-                        return
-                return
-            index = 0
-            for batch in table.iter_batches(columns=[ID_COLUMN]):
-                for value in batch.column(0).to_pylist():
-                    row_id = parquet_id(value) or position_id(file, index + 1)
-                    if not self._add(result, row_id, index, None):
-                        return
-                    index += 1
-
-
-def position_id(file: InputFile, number: int) -> str:
-    return f"{file.name}:{number}"
-
-
-def parquet_id(value: Any) -> str | None:
-    try:
-        return given_id({ID_COLUMN: value})
-    except RowError:
-        return None
-
-
-def open_lines(file: InputFile) -> io.BufferedReader:
-    """A binary stream that iterates over lines."""
-    return io.BufferedReader(file.filesystem.open_input_file(file.path), _READ_BUFFER_BYTES)
+            groups = [table.metadata.row_group(index) for index in range(table.metadata.num_row_groups)]
+            bytes_ = sum(group.total_byte_size for group in groups)
+            self.builder.open_file(SourceFile(file, (), max(1, bytes_ // max(1, table.metadata.num_rows))))
+            ends = set(itertools.accumulate(group.num_rows for group in groups))
+            for index, row_id in enumerate(parquet_ids(file, table, self._id_column)):
+                self.builder.add(row_id, index, index + 1, index + 1)
+                if index + 1 in ends:  # no chunk spans two row groups, which are read whole
+                    self.builder.close()
+                if self._full:
+                    return
 
 
 def _parquet_footer(source: Any) -> bytes:
@@ -165,27 +109,39 @@ def _parquet_footer(source: Any) -> bytes:
     return bytes(source.read(footer_bytes))
 
 
-def scan_inputs(files: list[InputFile], limit: int | None) -> Scan:
-    """Read all inputs once. Raises JobRefused for input that no row of can be answered, or that is ambiguous."""
-    scanner = _Scanner(limit)
-    scans = []
+def scan_inputs(files: list[InputFile], limit: int | None, done: IdSet, spec: JobSpec) -> Scan:
+    """Read all inputs once. Raises JobRefused for input that no row of can be answered, or that is ambiguous.
+
+    `done` are the ids that are committed already.
+    """
+    scanner = _Scanner(limit, done, spec.id_column)
     for file in files:
+        if spec.openai_batch and file.format != "jsonl":
+            raise JobRefused(
+                f"input {file.path}: OpenAI batch requests are JSONL. Give other files to a job of their own."
+            )
         try:
-            scans.append(scanner.scan(file))
+            scanner.scan(file)
         except (OSError, ValueError) as error:  # pyarrow's errors are ValueErrors too
             raise JobRefused(f"input {file.path}: cannot be read as {file.format}: {error}") from error
-    scanner.refuse_doubled()
-    scan = Scan(scans, scanner.columns, scanner.digest.hexdigest())
-    if scan.row_count == 0:
+    builder = scanner.builder
+    if builder.row_count == 0:
         raise JobRefused(f"the input is empty: {', '.join(file.path for file in files)} hold no rows.")
-    _check_columns(scan.columns.names)
-    return scan
+    check_columns(scanner.columns.names, spec)
+    _refuse_doubled(files, builder.digests, spec)
+    chunks = builder.chunks()
+    return Scan(builder.row_count, builder.pending_count, scanner.columns, scanner.digest.hexdigest(), chunks)
 
 
-def _check_columns(names: list[str]) -> None:
-    if PROMPT_COLUMN not in names and MESSAGES_COLUMN not in names:
-        seen = ", ".join(names) or "none: no line is a JSON object"
-        raise JobRefused(f"no prompt or messages column in the input (columns: {seen}). Rename the column that has it.")
-    taken = sorted(set(names) & set(RESULT_COLUMNS))
-    if taken:
-        raise JobRefused(f"input columns {', '.join(taken)} would collide with the job's own results. Rename them.")
+def _refuse_doubled(files: list[InputFile], digests: bytearray, spec: JobSpec) -> None:
+    """Only the numbers of doubled rows are known; their names take another pass, up to the last one shown."""
+    firsts, extra = repeated(digests)
+    if not extra:
+        return
+    shown = set(firsts[:_SHOWN_IDS].tolist())
+    ids = enumerate(iterate_ids(files, max(shown) + 1, spec.id_column))
+    names = ", ".join(repr(row_id) for number, row_id in ids if number in shown)
+    more = f" and {len(firsts) - _SHOWN_IDS} more" if len(firsts) > _SHOWN_IDS else ""
+    raise JobRefused(
+        f"{spec.id_column}s must be unique, but these occur more than once: {names}{more}. Rename or drop them."
+    )

@@ -18,6 +18,11 @@ class Task(StrEnum):
     SCORE = "score"
     CLASSIFY = "classify"
 
+    @property
+    def generates(self) -> bool:
+        """Whether the answer is text of a length that nobody knows before."""
+        return self is Task.GENERATE
+
 
 @dataclass(frozen=True)
 class PromptTemplate:
@@ -41,6 +46,15 @@ class JobSpec:
     """Whether template prompts are sent as a chat's user message."""
     params: dict[str, Any] = field(default_factory=dict)
     """Fields of the OpenAI request body for every row; a row's `params` column wins."""
+    adapters: tuple[str, ...] = ()
+    """LoRA adapters that a row may name instead of the model. Empty: the engine decides about a `lora` column, and an
+    OpenAI batch request can name the model alone."""
+    openai_batch: bool = False
+    """Whether the rows are OpenAI batch requests (`custom_id`, `url`, `body`), each with parameters of its own."""
+
+    @property
+    def id_column(self) -> str:
+        return "custom_id" if self.openai_batch else "id"
 
     def as_json(self) -> dict[str, Any]:
-        return asdict(self)
+        return asdict(self) | {"task": self.task.value}

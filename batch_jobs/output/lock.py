@@ -90,22 +90,22 @@ class OutputLock:
             time.sleep(_READ_BACK_S)
         holder = self._read()
         if holder is None or holder.run_id != self._owner.run_id:
-            raise JobRefused(f"output {self._storage.location}: another driver took the lock just now: {holder}.")
+            raise JobRefused(f"output {self._storage.shown}: another driver took the lock just now: {holder}.")
         self._keeper.start()
 
     def _take_over(self) -> None:
         holder = self._read()
         if holder is None:
-            raise JobRefused(f"output {self._storage.location}: another driver has just finished here. Try again.")
+            raise JobRefused(f"output {self._storage.shown}: another driver has just finished here. Try again.")
         if not self._is_gone(holder):
             raise JobRefused(
-                f"output {self._storage.location}: another driver is at work here: {holder}. Wait for it or stop it. "
+                f"output {self._storage.shown}: another driver is at work here: {holder}. Wait for it or stop it. "
                 f"If its host is lost, the lock can be taken {STALE_S:g} s after its last heartbeat."
             )
         with self._claim(holder) as claimed:
             if not claimed:
                 raise JobRefused(
-                    f"output {self._storage.location}: another driver has taken over from {holder}, or is about to. "
+                    f"output {self._storage.shown}: another driver has taken over from {holder}, or is about to. "
                     f"Try again; if no other driver runs, one died in that very moment: delete {_claim_name(holder)}."
                 )
             log.warning("taking over the output from %s, which is gone", holder)

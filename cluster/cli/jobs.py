@@ -1,6 +1,6 @@
-"""Offline jobs through the Ray Jobs API: the same as `ray job submit`, `list` and `logs --follow`.
+"""Offline jobs through the Ray Jobs API: the same as `ray job submit`, `list`, `stop` and `logs --follow`.
 
-Owns: the entry point's command line, and following a job to its end. Must not know: what the job does.
+Owns: the calls, and following a job to its end. Must not know: what the job does.
 """
 
 from __future__ import annotations
@@ -9,62 +9,58 @@ import asyncio
 import contextlib
 import logging
 import shlex
-import sys
+import socket
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
+from cluster.cli.batch_options import job_argv
 from cluster.local import LocalClusterError
 from cluster.local.auth import enable_token_auth
 from cluster.local.deploy import dashboard_url
+from cluster.local.head import JOB_STOP_WAIT_S
 
 if TYPE_CHECKING:
     from cluster.config import TribesConfig
 
 POLL_S = 0.5
 REJOIN_S = 1.0
-STOP_S = 10.0
+STOP_S = JOB_STOP_WAIT_S + 10.0
+PROBE_S = 3.0
 
 
 def entrypoint(
     config_path: Path,
-    source: str,
+    source: str | Sequence[str],
     output: str,
     *,
     model: str | None = None,
     max_tokens: int | None = None,
     extra: Sequence[str] = (),
 ) -> str:
-    """The command that runs on the cluster. The interpreter goes by its name: a local head puts ours first on PATH."""
-    argv = [Path(sys.executable).name, "-m", "batch_jobs.generate", "--config", str(config_path)]
-    argv += ["--input", absolute(source), "--output", absolute(output)]
-    if model is not None:
-        argv += ["--model", model]
-    if max_tokens is not None:
-        argv += ["--max-tokens", str(max_tokens)]
-    return shlex.join([*argv, *extra])
-
-
-def absolute(location: str) -> str:
-    """A path against the current folder, as the job runs in another; a URL as it is."""
-    return location if "://" in location else str(Path.cwd() / Path(location).expanduser())
+    """The command that runs on the cluster."""
+    inputs = [source] if isinstance(source, str) else source
+    longest = [] if max_tokens is None else ["--max-tokens", str(max_tokens)]
+    return shlex.join(job_argv(inputs, output, config_path, model, [*longest, *extra]))
 
 
 class JobsClient:
     """One cluster's jobs. Raises LocalClusterError when Ray's dashboard does not answer."""
 
     def __init__(self, config: TribesConfig) -> None:
+        self._address = dashboard_url(config)
+        _probe(self._address)
         enable_token_auth()
         from ray.job_submission import JobSubmissionClient
 
         # It tells every end of a log stream at level INFO.
         logging.getLogger("ray.dashboard.modules.job.sdk").setLevel(logging.WARNING)
-        self._address = dashboard_url(config)
         try:
             self._client = JobSubmissionClient(self._address)
         except ConnectionError as error:
-            raise LocalClusterError(f"no Ray dashboard at {self._address}: run `tribes up` first") from error
+            raise _no_dashboard(self._address) from error
 
     def submit(self, command: str, metadata: dict[str, str] | None = None) -> str:
         """The id of the new job."""
@@ -73,13 +69,22 @@ class JobsClient:
         except RuntimeError as error:
             raise LocalClusterError(f"Ray refused the job: {error}") from error
 
-    def stop(self, job_id: str) -> None:
-        """Ask a job to stop and give it a moment to go."""
+    def stop(self, job_id: str, timeout_s: float = STOP_S) -> bool:
+        """Ask a job to stop and give it time to commit what it has; says whether it has ended."""
         with contextlib.suppress(RuntimeError):
             self._client.stop_job(job_id)
-            deadline = time.monotonic() + STOP_S
-            while not self._client.get_job_status(job_id).is_terminal() and time.monotonic() < deadline:
+            deadline = time.monotonic() + timeout_s
+            while not (ended := self._ended(job_id)) and time.monotonic() < deadline:
                 time.sleep(POLL_S)
+            return ended
+        return False
+
+    def log(self, job_id: str) -> str:
+        """All that the job printed; "" when Ray has it no more."""
+        try:
+            return str(self._client.get_job_logs(job_id))
+        except RuntimeError:
+            return ""
 
     def follow(self, job_id: str, on_line: Callable[[str], None], timeout_s: float | None = None) -> int:
         """Pass on the job's output until it ends; returns its exit code. TimeoutError after `timeout_s`."""
@@ -109,7 +114,7 @@ class JobsClient:
             return int(details.driver_exit_code)
         return 0 if str(details.status) == "SUCCEEDED" else 1
 
-    def list(self, limit: int) -> list[dict[str, Any]]:
+    def list(self, limit: int | None = None) -> list[dict[str, Any]]:
         """The newest submitted jobs."""
         jobs = [job for job in self._client.list_jobs() if job.submission_id]
         jobs.sort(key=lambda job: job.start_time or 0, reverse=True)
@@ -122,12 +127,26 @@ class JobsClient:
                 "started_at_s": job.start_time / 1000 if job.start_time else None,
                 "ended_at_s": job.end_time / 1000 if job.end_time else None,
                 "exit_code": job.driver_exit_code,
+                "metadata": dict(job.metadata or {}),
             }
             for job in jobs[:limit]
         ]
 
 
-def list_jobs(config: TribesConfig, limit: int) -> list[dict[str, Any]]:
+def _probe(address: str) -> None:
+    """Whether anything listens there: known at once, while loading Ray to ask takes seconds."""
+    parts = urlsplit(address)
+    try:
+        socket.create_connection((parts.hostname or "", parts.port or 80), PROBE_S).close()
+    except OSError as error:
+        raise _no_dashboard(address) from error
+
+
+def _no_dashboard(address: str) -> LocalClusterError:
+    return LocalClusterError(f"no Ray dashboard at {address}: run `tribes up` first")
+
+
+def list_jobs(config: TribesConfig, limit: int | None) -> list[dict[str, Any]]:
     return JobsClient(config).list(limit)
 
 

@@ -73,4 +73,13 @@ class OfflineConfig(Section):
 
     part_rows: int = Field(default=256, ge=1, description="A part is committed when it has this many rows ...")
     part_seconds: float = Field(default=10, gt=0, description="... or is this old, whichever comes first.")
-    max_in_flight: int | None = Field(default=None, ge=1, description="Rows in one engine at once; null = max_running.")
+    max_in_flight: int | None = Field(
+        default=None, ge=1, description="Rows in one engine at once; null = as many as it can run, and as many to follow."
+    )
+    window_rows: int = Field(
+        default=8192, ge=1, description="Pending rows held back and put in the best order; more = more prefixes found."
+    )
+    window_mib: int = Field(default=256, ge=1, description="Memory of that window, whatever its rows.")
+    stall_timeout_s: float = Field(
+        default=3600, gt=0, description="An engine that holds rows and finishes none for this long is replaced."
+    )

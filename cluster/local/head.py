@@ -21,6 +21,7 @@ from cluster.local.run import RunInfo, read_run, remove_run, write_run
 
 START_TIMEOUT_S = 90.0
 STOP_TIMEOUT_S = 30.0
+JOB_STOP_WAIT_S = 30
 LOG_LINES = 25
 
 
@@ -96,6 +97,8 @@ def _environment(config: TribesConfig, marker: str) -> dict[str, str]:
         "RAY_worker_niceness": "0",
         # The application is stopped before: nothing is left to drain on this node.
         "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
+        # A stopped offline job commits what it has finished. Ray would kill it 3 s after its SIGTERM.
+        "RAY_JOB_STOP_WAIT_TIME_S": os.environ.get("RAY_JOB_STOP_WAIT_TIME_S", str(JOB_STOP_WAIT_S)),
         # Replicas that leave need not wait for balancers to notice: HAProxy is told at once, and retries.
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
     }

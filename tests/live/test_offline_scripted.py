@@ -126,6 +126,7 @@ def test_good_and_bad_rows_then_a_rerun_with_nothing_to_do(tmp_path: Path) -> No
     assert (result["rows"], result["ok"], sum(result["errors"].values()), result["complete"]) == (66, 61, 5, True)
     assert result["run"]["engines_started"] == 2 and result["run"]["usd"] > 0
     assert "starting a local one" in text and "66 of 66 rows" in text
+    assert (tmp_path / "out" / "report.html").read_text().startswith("<!doctype html>")
     assert (tmp_path / "out" / "done.json").exists() and not (tmp_path / "out" / "_lock.json").exists()
     engines = engine_pids(tmp_path)
     assert gone(engines)
@@ -158,7 +159,8 @@ def test_killed_engine_processes_cost_no_row_and_double_none(tmp_path: Path) -> 
         driver.end()
     assert_every_row_once(tmp_path, [row["id"] for row in rows])
     assert (tmp_path / "journal" / "died").exists()
-    assert report(tmp_path)["run"]["engines_started"] == 4
+    # Two died; how many of those that follow them are up before the other engine has done the rest is chance.
+    assert report(tmp_path)["run"]["engines_started"] >= 3
     # Paid for twice at most: what was in the two engines or waited for its part when they died.
     assert len(calls(tmp_path)) - len(rows) <= 2 * (8 + 7)
 
@@ -204,12 +206,15 @@ def test_sigterm_commits_what_is_finished_and_the_same_command_continues(tmp_pat
     assert len(calls(tmp_path)) - len(ids) <= 10
 
 
-def test_a_row_that_always_kills_its_engine_ends_the_job_with_its_name(tmp_path: Path) -> None:
+def test_a_row_that_always_kills_its_engine_becomes_an_error_row(tmp_path: Path) -> None:
     write_config(tmp_path)
-    rows = [{"id": f"r{i}", "prompt": "hi"} for i in range(5)] + [{"id": "poison", "prompt": "always-die"}]
-    driver = Driver(tmp_path, write_jsonl(tmp_path / "in.jsonl", rows))
-    assert driver.wait() == 1, driver.text()
-    assert "failed:" in driver.text() and "rerun continues" in driver.text() and "'poison'" in driver.text()
+    ids = [f"r{i}" for i in range(40)]
+    rows = [{"id": row_id, "prompt": f"hi {row_id}"} for row_id in ids]
+    rows.insert(3, {"id": "poison", "prompt": "always-die"})
+    run(tmp_path, write_jsonl(tmp_path / "in.jsonl", rows))
+    answers = {row["id"]: row for row in assert_every_row_once(tmp_path, [*ids, "poison"])}
+    assert answers["poison"]["error"]["type"] == "engine_crashed"
+    assert all(answers[row_id]["error"] is None for row_id in ids)
 
 
 def test_an_engine_that_does_not_start_fails_the_job_with_its_reason(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from batch_jobs.job import JobRequest
+from batch_jobs.request import JobRequest
 
 SCRIPTED = "tests.support.scripted_offline_engine:ScriptedEngine"
 
@@ -70,5 +70,5 @@ def engine_pids(folder: Path) -> list[int]:
 
 
 def calls(folder: Path) -> list[str]:
-    """Row ids in the order that engines were asked for them, repeated work included."""
-    return [line for path in (folder / "journal").glob("calls-*") for line in path.read_text().splitlines()]
+    """Prompts in the order that engines began them, repeated work included."""
+    return [json.loads(line) for path in (folder / "journal").glob("calls-*") for line in path.read_text().splitlines()]

@@ -43,6 +43,9 @@ def test_names_do_not_depend_on_where_the_tree_lies(tree: Path, tmp_path_factory
     [
         ("missing.jsonl", "no such file or folder"),
         ("b/note.txt", "unknown format"),
+        ("b/list.json", "one object per line"),
+        ("b/lines.jsonl.gz", "decompress it"),
+        ("b/table.pkl", "runs code when it is read"),
         ("*.nothing", "no file matches"),
         ("b/_staging", "holds no"),
     ],
@@ -50,6 +53,8 @@ def test_names_do_not_depend_on_where_the_tree_lies(tree: Path, tmp_path_factory
 def test_refusals(tree: Path, location: str, message: str) -> None:
     if location == "b/_staging":
         (tree / "b/_staging/x.jsonl").rename(tree / "b/_staging/x.txt")
+    for name in ("list.json", "lines.jsonl.gz", "table.pkl"):
+        (tree / "b" / name).write_text("[]")
     with pytest.raises(JobRefused, match=message):
         names(tree / location)
 

@@ -16,7 +16,8 @@ from batch_jobs.errors import JobRefused
 from batch_jobs.generate import app
 from batch_jobs.input.rows import Row
 from batch_jobs.job import Job
-from batch_jobs.output.parts import Result, encode_part
+from batch_jobs.output.encoding import encode_part
+from batch_jobs.output.parts import Result
 from tests.support.offline_jobs import SCRIPTED, request, write_config, write_jsonl
 
 
@@ -29,7 +30,7 @@ def source(tmp_path: Path) -> Path:
 def finish(folder: Path) -> None:
     """Leave the output of a job whose rows are all committed."""
     rows = [
-        (Row("a", {"prompt": "x"}), Result("X", "stop", 3, 2)),
+        (Row("a", {"prompt": "x"}), Result("X", "stop", prompt_tokens=3, output_tokens=2)),
         (Row("b", {"prompt": ""}), Result(error={"type": "missing_prompt", "message": "m"})),
     ]
     (folder / "out").mkdir(exist_ok=True)
@@ -89,7 +90,7 @@ def test_everything_committed_means_no_engine_and_the_missing_report_is_written(
     assert (report["rows"], report["ok"], report["errors"], report["complete"]) == (2, 1, {"missing_prompt": 1}, True)
     assert report["tokens"] == {"input": 3, "cached_input": 0, "output": 2} and report["run"]["rows"] == 0
     names = {path.name for path in (tmp_path / "out").iterdir()}
-    assert names == {"part-e-00000.jsonl", "_job.json", "report.json", "done.json"}
+    assert names == {"part-e-00000.jsonl", "_job.json", "report.json", "report.html", "done.json"}
     assert run(tmp_path, source) == 0
     assert "ray" not in sys.modules or list((tmp_path / "journal").iterdir()) == []
 
@@ -121,7 +122,7 @@ def test_command_line_says_why_and_exits_2(tmp_path: Path, source: Path) -> None
 
 def test_the_refused_job_gives_its_lock_back(tmp_path: Path, source: Path) -> None:
     write_jsonl(source, [{"text": "x"}])
-    with pytest.raises(JobRefused, match="no prompt or messages column"):
+    with pytest.raises(JobRefused, match="no prompt, messages or prompts column"):
         run(tmp_path, source)
     assert list((tmp_path / "out").iterdir()) == []
 

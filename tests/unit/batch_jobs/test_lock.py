@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from batch_jobs.output import lock as lock_module
 from batch_jobs.errors import JobRefused
+from batch_jobs.output import lock as lock_module
 from batch_jobs.output.lock import STALE_S, OutputLock, process_start
 from batch_jobs.output.parts import LOCK_FILE
 from batch_jobs.storage import Storage

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from batch_jobs.errors import RowError, RowErrorKind
-from batch_jobs.input.rows import Row, given_id, prompt_of
+from batch_jobs.input.rows import given_id, prompt_of, prompts_of
 
 MESSAGES = [{"role": "user", "content": "hi"}]
 
@@ -60,8 +60,33 @@ def test_bad_prompts(columns: dict[str, Any], kind: RowErrorKind) -> None:
     assert caught.value.kind is kind
 
 
-def test_a_row_survives_the_trip_with_its_problem() -> None:
-    row = Row.unpack(Row("a", {"x": b"\0"}, RowError(RowErrorKind.INVALID_JSON, "bad")).pack())
-    assert (row.id, row.columns) == ("a", {"x": b"\0"})
-    assert row.problem is not None
-    assert (row.problem.kind, row.problem.message) == (RowErrorKind.INVALID_JSON, "bad")
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        (["a", "b"], ["a", "b"]),
+        ('["a", "b"]', ["a", "b"]),
+        ([MESSAGES, "b"], [MESSAGES, "b"]),
+        (None, ["alone"]),
+    ],
+)
+def test_several_prompts(value: Any, expected: list[Any]) -> None:
+    columns = {"prompts": value} if value else {"prompts": None, "prompt": "alone"}
+    assert prompts_of(columns) == expected
+
+
+@pytest.mark.parametrize(
+    ("columns", "kind", "message"),
+    [
+        ({"prompts": []}, RowErrorKind.MISSING_PROMPT, "prompts is empty"),
+        ({"prompts": ["a", " "]}, RowErrorKind.MISSING_PROMPT, r"prompts\[1\] is empty"),
+        ({"prompts": ["a", 5]}, RowErrorKind.INVALID_PROMPT, r"prompts\[1\] must be a string, got int"),
+        ({"prompts": [["hi"]]}, RowErrorKind.INVALID_PROMPT, r"prompts\[0\] must be a list of objects"),
+        ({"prompts": "plain text"}, RowErrorKind.INVALID_PROMPT, "prompts is not valid JSON"),
+        ({"prompts": {"a": "b"}}, RowErrorKind.INVALID_PROMPT, "must be a list"),
+        ({"prompts": ["a"], "prompt": "b"}, RowErrorKind.INVALID_PROMPT, "both prompts and prompt"),
+    ],
+)
+def test_bad_lists_of_prompts(columns: dict[str, Any], kind: RowErrorKind, message: str) -> None:
+    with pytest.raises(RowError, match=message) as caught:
+        prompts_of(columns)
+    assert caught.value.kind is kind

@@ -105,10 +105,6 @@ def test_no_wait_returns_at_once(config_path: Path, ray_jobs: FakeRay) -> None:
     assert code == 0 and "job-1" in output and ray_jobs.tails == 0
 
 
-def test_unknown_options_before_the_dashes_are_refused(config_path: Path, ray_jobs: FakeRay) -> None:
-    assert submit(config_path, "--temperature", "0")[0] == 2
-
-
 def test_following_is_bounded(config_path: Path, ray_jobs: FakeRay, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(jobs, "POLL_S", 5.0)
     monkeypatch.setattr(jobs, "REJOIN_S", 5.0)

@@ -1,0 +1,80 @@
+"""Who should start which of the last rows, so that all engines end together.
+
+Role: pure arithmetic over measured row times. Owns: shares, refusals and steals at the end of a job.
+Must not know: rows, Ray.
+
+An engine that holds d rows, of which r run at once, and whose rows take s seconds from entering it to their end,
+finishes d / s rows a second (Little's law, L = lambda W), and a row that starts at once takes s * r / d.
+Nobody can wait for ever: the engine whose rows are fastest never refuses, and an engine without a measured time never
+does either.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """One engine at this moment."""
+
+    engine: str
+    held: int
+    """Rows given to it and not finished."""
+    running: int
+    """Rows that it runs at once when full."""
+    depth: int
+    """Rows that it holds when full: those that run and those that wait inside it."""
+    seconds: float
+    """Recent time of a row from entering the engine to its end; 0 = not known."""
+
+    @property
+    def rate(self) -> float:
+        """Rows per second when full."""
+        return self.depth / self.seconds if self.seconds > 0 else 0.0
+
+    @property
+    def row_seconds(self) -> float:
+        """Time of a row that starts at once."""
+        return self.seconds * min(self.running, self.depth) / self.depth if self.depth else self.seconds
+
+    @property
+    def unstarted(self) -> int:
+        """Rows inside that surely have not started: engines run the oldest first, so all beyond `running`."""
+        return max(0, self.held - self.running)
+
+
+def grant(mine: Pace, others: Sequence[Pace], waiting: int, want: int) -> int:
+    """How many of the last `waiting` rows to give: all into free slots that pay, further ones only up to the share."""
+    if not _worth_starting(mine, others, waiting):
+        return 0
+    free = max(0, mine.running - mine.held)
+    rate = mine.rate + sum(other.rate for other in others)
+    share = math.ceil(waiting * mine.rate / rate) if mine.rate and rate else waiting
+    return min(want, waiting, max(free, share))
+
+
+def _worth_starting(mine: Pace, others: Sequence[Pace], waiting: int) -> bool:
+    """Whether a row that starts here now ends before the others could have done it after all that waits."""
+    rate = sum(other.rate for other in others)
+    if not rate or not mine.seconds:
+        return True
+    backlog = waiting + sum(other.unstarted for other in others)
+    fastest = min(other.row_seconds for other in others if other.rate)
+    return mine.row_seconds <= backlog / rate + fastest
+
+
+def steal(thief: Pace, others: Sequence[Pace]) -> tuple[str, int] | None:
+    """(victim, rows) so that victim and thief would end together; None when nothing is worth taking."""
+    victims = [other for other in others if other.unstarted]
+    if not victims or thief.held >= thief.running:
+        return None
+    victim = max(victims, key=lambda other: other.unstarted / (other.rate or 1e-9))
+    if victim.rate and thief.seconds and thief.row_seconds > victim.unstarted / victim.rate + victim.row_seconds:
+        return None
+    speed = thief.rate or victim.rate
+    share = speed / (speed + victim.rate) if speed else 0.5
+    count = min(math.ceil(victim.unstarted * share), max(thief.depth - thief.held, 1))
+    return victim.engine, count
