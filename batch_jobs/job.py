@@ -76,7 +76,7 @@ class Job:
             self._format = self._part_format(files, spec)
             check_fingerprint(storage, self._fingerprint(spec, scan), request.command)
             if assembled:
-                return self._already_assembled(storage)
+                return self._already_assembled(storage, scan.row_count)
             self._say(f"{scan.row_count} rows, {scan.row_count - scan.pending_count} of them committed already")
             if not scan.pending_count:
                 return self._nothing_to_do(plan, storage, files, spec, scan, totals)
@@ -115,9 +115,10 @@ class Job:
         self._connected = True
         return dry_run(self._request, plan, files, spec, storage, self._run_id, self._console, self._stop)
 
-    def _already_assembled(self, storage: Storage) -> int:
+    def _already_assembled(self, storage: Storage, rows: int) -> int:
         """An earlier run wrote the final files; at most it was killed while it removed the parts."""
         drop_parts(storage)
+        ProgressFile(storage, self._run_id).finished_before(rows)
         self._say("every row is committed and the final files are written: nothing to do, no engine started")
         return 0
 
@@ -130,6 +131,7 @@ class Job:
             self._finish(plan, storage, files, spec, scan, totals, Progress(stats, {}, stopped=True), 0.0)
         elif self._request.preserve_order:
             self._complete(storage, files, spec, totals)
+        ProgressFile(storage, self._run_id).finished_before(totals.rows)
         return 0
 
     def _run_rows(

@@ -78,6 +78,11 @@ class ProgressFile:
         if time.monotonic() - self._written_s >= PROGRESS_EVERY_S:
             self._write("running" if look.engines_ready else "starting")
 
+    def finished_before(self, rows: int) -> None:
+        """Nothing was left to do: an earlier run was killed after its last commit, or the job was complete."""
+        self._last = {"rows_done": rows, "rows_total": rows}
+        self._write("finished")
+
     def end(self, state: str) -> None:
         """`finished`, `stopped` or `failed`."""
         self._write(state)

@@ -36,7 +36,7 @@ class Report:
         """`how(value of side, value of other)` for each pair: median, minimum and maximum over the pairs."""
         values: dict[int, dict[str, float]] = {}
         for run in self.runs:
-            if all(run.get(key) == value for key, value in where.items()):
+            if run["side"] in (side, other) and all(run.get(key) == value for key, value in where.items()):
                 values.setdefault(run["pair"], {})[run["side"]] = run[metric]
         pairs = [how(sides[side], sides[other]) for sides in values.values() if side in sides and other in sides]
         self.ratios[name] = {"median": statistics.median(pairs), "min": min(pairs), "max": max(pairs)}

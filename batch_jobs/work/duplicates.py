@@ -4,9 +4,10 @@ Role: remember which answers exist or are on their way. Owns: leaders, followers
 Must not know: who computes, what an answer is.
 
 The first row with a key is the leader and runs; rows with the same key that come while it runs follow it, and later
-ones find where its answer was committed. Memory: the followers (bounded by the ledger, which stops taking rows in)
-and the leaders under way; the index of committed answers lives in a private SQLite file that vanishes with the process, so it
-may grow with the job.
+ones find where its answer was committed.
+
+Memory: the followers (bounded by the ledger, which stops taking rows in) and the leaders under way; the index of
+committed answers lives in a private SQLite file that vanishes with the process, so it may grow with the job.
 """
 
 from __future__ import annotations

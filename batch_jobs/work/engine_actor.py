@@ -82,13 +82,11 @@ class RemoteLedger:
 class EngineActor:
     """Built once per actor process. A process that restarts is a new engine with a new id in the same seat."""
 
-    def __init__(self, settings: bytes, seat: str, ledger: ActorHandle[Any]) -> None:
+    def __init__(self, settings: bytes, seat: str) -> None:
         """`settings`: pickled ActorSettings. Nothing that can fail or takes time: Ray does not retry constructors."""
         self._engine_id = uuid.uuid4().hex[:12]
         self._settings: ActorSettings = pickle.loads(settings)
         self._seat = seat
-        self._actor = ledger
-        self._ledger = RemoteLedger(ledger, self._engine_id)
         self._tasks: dict[int, asyncio.Task[None]] = {}
         """Rows inside the engine by number, oldest first."""
         self._answered: set[int] = set()
@@ -98,12 +96,14 @@ class EngineActor:
         self._mean_seconds = 0.0
         self._mean_tokens = 0.0
 
-    async def run(self) -> None:
+    async def run(self, ledger: ActorHandle[Any]) -> None:
         """Work until the job is done or stopped. The process ends itself when the engine cannot go on."""
         if self._begun:  # Ray could not tell the driver whether the first call arrived. A new process can begin anew.
             log.error("engine %s was asked to run twice", self._engine_id)
             os._exit(1)
         self._begun = True
+        self._actor = ledger
+        self._ledger = RemoteLedger(ledger, self._engine_id)
         try:
             await self._work()
         except Exception:
@@ -158,7 +158,8 @@ class EngineActor:
                     await asyncio.wait_for(self._free.wait(), BEAT_S)
                 want = max(0, self._depth() - len(self._tasks))
             returned, self._returned = tuple(self._returned), []
-            report = EngineReport(want, self._mean_seconds, self._running_at_once(), self._depth(), returned)
+            inside = len(self._tasks)
+            report = EngineReport(want, self._mean_seconds, self._running_at_once(), self._depth(), inside, returned)
             orders = await self._ledger.exchange(report)
             if orders.lost:
                 log.error("engine %s was silent for too long and has been given up", self._engine_id)

@@ -79,7 +79,7 @@ class Fleet:
             for index in range(seats[name]):
                 seat = f"{name}#{index}"
                 actor = self._start(name, seat)
-                self._seats.append(_Seat(seat, name, actor, actor.run.remote()))
+                self._seats.append(_Seat(seat, name, actor, actor.run.remote(self._ledger)))
 
     def _start(self, pool: str, seat: str) -> ActorHandle[Any]:
         import ray
@@ -88,7 +88,7 @@ class Fleet:
         # Bytes, because small ones travel with the actor: one that restarts must not look for an object that is gone.
         # Any number of restarts: the ledger and the count of failed starts decide when it is enough.
         options = plan.actor_options() | {"max_restarts": -1, "max_task_retries": 0, "max_concurrency": 1000}
-        actor: ActorHandle[Any] = ray.remote(**options)(EngineActor).remote(pickle.dumps(settings), seat, self._ledger)
+        actor: ActorHandle[Any] = ray.remote(**options)(EngineActor).remote(pickle.dumps(settings), seat)
         return actor
 
     @property
@@ -109,7 +109,7 @@ class Fleet:
         self._heed(ray.get(self._ledger.troubles.remote()))
         for seat in self._seats:
             if seat.run_again_s is not None and time.monotonic() >= seat.run_again_s and not seat.given_up:
-                seat.run, seat.run_again_s = seat.actor.run.remote(), None
+                seat.run, seat.run_again_s = seat.actor.run.remote(self._ledger), None
         self._bound_the_wait()
 
     def _ended(self, seat: _Seat, ref: ObjectRef[None]) -> None:

@@ -85,6 +85,8 @@ class EngineLife:
     """Time with at least one row, up to the last time it had none."""
     busy_from_s: float | None = None
     report: EngineReport = field(default_factory=lambda: EngineReport(0))
+    unpublished: int = 0
+    """Rows that it holds and has finished: they wait for their part."""
     recall: int = 0
     progress_s: float = 0.0
     """When a row of it was last committed, or it got rows after having none."""
@@ -104,8 +106,8 @@ class EngineLife:
             self.busy_s, self.busy_from_s = self.busy_until(now_s), None
 
     def pace(self) -> Pace:
-        held = sum(held.runs for held in self.held.values()) - self.recall
-        return Pace(self.id, held, self.report.running, self.report.depth, self.report.mean_seconds)
+        held = sum(held.runs for held in self.held.values()) - self.unpublished - self.recall
+        return Pace(self.id, max(0, held), self.report.running, self.report.depth, self.report.mean_seconds)
 
 
 class Ledger:
@@ -181,6 +183,11 @@ class Ledger:
         return sum(len(engine.held) for engine in self.engines.values())
 
     @property
+    def recalled(self) -> int:
+        """Rows that engines are to hand back and have not been told of."""
+        return sum(engine.recall for engine in self.engines.values())
+
+    @property
     def done(self) -> bool:
         return self._closed and not self.waiting and not self.running
 
@@ -213,6 +220,8 @@ class Ledger:
         life.report = report
         life.stopped = life.stopped or report.stopped
         self._take_back(life, report.returned)
+        if report.inside is not None:
+            life.unpublished = max(0, len(life.held) - report.inside)
         if life.lost:
             return Orders(lost=True)
         if self.stopping:
@@ -301,6 +310,7 @@ class Ledger:
                 self._window.observe(row.input_tokens, row.output_tokens, stat.output_tokens)
                 self._deaths_without_commit = 0
         self._moving = set()
+        life.unpublished = max(0, life.unpublished - len(stats))
         life.progress_s = self._clock()
         life.note_busy(life.progress_s)
         if self._duplicates is not None:

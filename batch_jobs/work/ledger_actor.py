@@ -160,7 +160,10 @@ class LedgerActor:
         if report.returned:
             self._notify()
         while True:
+            recalled = self._ledger.recalled
             orders = self._ledger.exchange(engine, report)
+            if self._ledger.recalled > recalled:
+                self._notify()  # a victim that waits here hears of it now
             if orders != Orders() or report.want <= 0:
                 return self._answer(engine, orders)
             report = replace(report, returned=())

@@ -39,6 +39,8 @@ class EngineReport:
     """Rows that it runs at once, as far as its KV cache lets it."""
     depth: int = 1
     """Rows that it holds when full."""
+    inside: int | None = None
+    """Rows inside it that are not finished; those that wait for their part are not among them. None = all it holds."""
     returned: tuple[int, ...] = ()
     """Numbers of rows that it hands back unstarted, as it was asked to."""
     stopped: bool = False

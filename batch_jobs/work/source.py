@@ -60,7 +60,7 @@ class Source:
         return ray.data.read_datasource(
             chunk_source(self._blocks, self._spec),
             num_cpus=0,
-            concurrency=READ_TASKS,
+            concurrency=min(READ_TASKS, len(self._blocks)),
             override_num_blocks=len(self._blocks),
         )
 

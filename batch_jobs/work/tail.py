@@ -51,9 +51,16 @@ def grant(mine: Pace, others: Sequence[Pace], waiting: int, want: int) -> int:
     if not _worth_starting(mine, others, waiting):
         return 0
     free = max(0, mine.running - mine.held)
-    rate = mine.rate + sum(other.rate for other in others)
-    share = math.ceil(waiting * mine.rate / rate) if mine.rate and rate else waiting
-    return min(want, waiting, max(free, share))
+    return min(want, waiting, max(free, _share(mine, others, waiting)))
+
+
+def _share(mine: Pace, others: Sequence[Pace], waiting: int) -> int:
+    """Rows to add to mine so that all engines end together: its part of all that is left, less what it has."""
+    if not mine.rate:
+        return waiting
+    known = [mine, *(other for other in others if other.rate)]
+    left = waiting + sum(pace.held for pace in known)
+    return math.ceil(left * mine.rate / sum(pace.rate for pace in known)) - mine.held
 
 
 def _worth_starting(mine: Pace, others: Sequence[Pace], waiting: int) -> bool:
@@ -67,14 +74,20 @@ def _worth_starting(mine: Pace, others: Sequence[Pace], waiting: int) -> bool:
 
 
 def steal(thief: Pace, others: Sequence[Pace]) -> tuple[str, int] | None:
-    """(victim, rows) so that victim and thief would end together; None when nothing is worth taking."""
+    """(victim, rows) so that victim and thief would end together; None when nothing is worth taking.
+
+    Before the thief has nothing to do: the victim hears of it some time later, and may start rows until then.
+    """
     victims = [other for other in others if other.unstarted]
-    if not victims or thief.held >= thief.running:
+    if not victims:
         return None
     victim = max(victims, key=lambda other: other.unstarted / (other.rate or 1e-9))
     if victim.rate and thief.seconds and thief.row_seconds > victim.unstarted / victim.rate + victim.row_seconds:
         return None
-    speed = thief.rate or victim.rate
-    share = speed / (speed + victim.rate) if speed else 0.5
-    count = min(math.ceil(victim.unstarted * share), max(thief.depth - thief.held, 1))
-    return victim.engine, count
+    if thief.rate and victim.rate:
+        ahead = victim.held * thief.rate - thief.held * victim.rate
+        count = math.floor(ahead / (thief.rate + victim.rate))
+    else:
+        count = math.ceil(victim.unstarted / 2) if thief.held < thief.running else 0
+    count = min(count, victim.unstarted, max(thief.depth - thief.held, 0))
+    return (victim.engine, count) if count > 0 else None

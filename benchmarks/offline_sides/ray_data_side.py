@@ -1,8 +1,8 @@
 """`ray.data.llm` as its documentation shows it, on a Ray of its own, with the batch size that keeps its engine full.
 
-`python -m benchmarks.offline_sides.ray_data_side SETTINGS_JSON` prints one line: the time from the first row's entry into
-the engine to the last row's end (the engine's start is left out, as on every side), and the tokens. Settings: `model`,
-`engine_args`, `env`, `prompts` (FILE), `max_tokens`, `num_cpus`.
+`python -m benchmarks.offline_sides.ray_data_side SETTINGS_JSON` prints one line: the time from the first row's entry
+into the engine to the last row's end (the engine's start is left out, as on every side), and the tokens. Settings:
+`model`, `engine_args`, `env`, `prompts` (FILE), `max_tokens`, `num_cpus`.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """vLLM's AsyncLLM driven by hand: every prompt submitted at once, the way its own examples and benchmarks do it.
 
-A process that reads one JSON object a line on stdin, {"prompts": FILE, "max_tokens": N}, and answers with one on stdout.
-The engine stays up between runs and forgets its prefix cache before each. It stops itself (SIGSTOP) while the other side
-runs: an idle engine must not take a core from it. Run by benchmarks/offline.py as
+A process that reads one JSON object a line on stdin, {"prompts": FILE, "max_tokens": N}, and answers with one on
+stdout. The engine stays up between runs and forgets its prefix cache before each. Run by benchmarks/offline.py, which
+stops it (SIGSTOP) while another side runs, as an idle engine must not take a core from that:
 `python -m benchmarks.offline_sides.vllm_side ENGINE_ARGS_JSON`.
 """
 
@@ -26,7 +26,7 @@ async def serve(engine: AsyncLLM) -> None:
     for line in iter(sys.stdin.readline, ""):
         order = json.loads(line)
         await engine.reset_prefix_cache()
-        say(await run(engine, json.loads(Path(order["prompts"]).read_text()), order["max_tokens"]))
+        say(await run(engine, read(order["prompts"]), order["max_tokens"]))
 
 
 async def run(engine: AsyncLLM, prompts: list[str], max_tokens: int) -> dict[str, Any]:
@@ -46,6 +46,11 @@ async def run(engine: AsyncLLM, prompts: list[str], max_tokens: int) -> dict[str
     seconds = time.perf_counter() - began_s
     prompt, cached, output = (sum(column) for column in zip(*counts, strict=True))
     return {"seconds": seconds, "prompt_tokens": prompt, "cached_tokens": cached, "output_tokens": output}
+
+
+def read(path: str) -> list[str]:
+    prompts: list[str] = json.loads(Path(path).read_text())
+    return prompts
 
 
 def say(data: dict[str, Any]) -> None:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import yaml
 
@@ -43,12 +46,15 @@ def write_config(folder: Path, part_rows: int, **engine_args: Any) -> Path:
     return path
 
 
-def start(folder: Path, source: Path, config: Path) -> subprocess.Popen[bytes]:
+GREEDY = ("--max-tokens", "16", "--temperature", "0")
+
+
+def start(folder: Path, source: Path, config: Path, options: Sequence[str] = GREEDY) -> subprocess.Popen[bytes]:
     with (folder / "log").open("wb") as log:
         return subprocess.Popen(
             [
                 sys.executable, "-m", "batch_jobs.generate", "--input", str(source), "--output", str(folder / "out"),
-                "--config", str(config), "--max-tokens", "16", "--temperature", "0", "--engine-logs",
+                "--config", str(config), "--engine-logs", *options,
             ],
             cwd=ROOT, stdout=log, stderr=subprocess.STDOUT,
         )  # fmt: skip
@@ -65,7 +71,20 @@ def test_answers_and_bad_rows(tmp_path: Path) -> None:
     questions = ["What is the capital of France?", *(f"Say something about the number {i}." for i in range(22))]
     rows = [{"id": f"q{i}", "messages": [{"role": "user", "content": text}]} for i, text in enumerate(questions)]
     rows.append({"id": "raw", "prompt": "The capital of France is"})
-    bad = [{"id": "long", "prompt": "word " * 20_000}, {"id": "empty", "prompt": ""}]
+    rows.append(
+        {"id": "choice", "prompt": "Red or blue?", "params": {"structured_outputs": {"choice": ["red", "blue"]}}}
+    )
+    schema = {"type": "object", "properties": {"n": {"enum": [1, 2]}}, "required": ["n"], "additionalProperties": False}
+    response_format = {"type": "json_schema", "json_schema": {"name": "n", "schema": schema}}
+    number = {"role": "user", "content": "Give a number."}
+    rows.append({"id": "schema", "messages": [number], "params": {"response_format": response_format}})
+    rows.append({"id": "short", "prompt": "Count: one, two,", "params": {"max_tokens": 3}})
+    rows.append({"id": "again", "messages": rows[0]["messages"]})
+    bad = [
+        {"id": "long", "prompt": "word " * 20_000},
+        {"id": "empty", "prompt": ""},
+        {"id": "params", "prompt": "x", "params": {"max_tokens": -1}},
+    ]
     job = start(tmp_path, write_jsonl(tmp_path / "in.jsonl", [*rows, *bad]), write_config(tmp_path, 256))
     try:
         assert job.wait(380) == 0, (tmp_path / "log").read_text()
@@ -75,10 +94,51 @@ def test_answers_and_bad_rows(tmp_path: Path) -> None:
     assert sorted(answers) == sorted(row["id"] for row in rows + bad)
     assert "Paris" in answers["q0"]["output"]
     assert all(0 < answers[str(row["id"])]["output_tokens"] <= 16 for row in rows)
+    assert answers["choice"]["output"] in ("red", "blue") and json.loads(answers["schema"]["output"])["n"] in (1, 2)
+    assert answers["short"]["output_tokens"] == 3 and answers["short"]["finish_reason"] == "length"
+    assert {answers["again"]["duplicate_of"], answers["q0"]["duplicate_of"]} in ({"q0", None}, {"again", None})
+    assert answers["again"]["output"] == answers["q0"]["output"]
+    assert (
+        answers["params"]["error"]["type"] == "invalid_request"
+        and "max_tokens" in answers["params"]["error"]["message"]
+    )
     assert answers["long"]["error"]["type"] == "prompt_too_long"
     assert answers["empty"]["error"]["type"] == "missing_prompt"
     report = json.loads((tmp_path / "out" / "report.json").read_text())
-    assert report["complete"] and report["ok"] == 24 and report["run"]["usd_per_mtok"] > 0
+    assert report["complete"] and report["ok"] == 28 and report["duplicates"] == 1 and report["run"]["usd_per_mtok"] > 0
+
+
+def test_embeddings_to_parquet(tmp_path: Path) -> None:
+    """Of the same model: vLLM pools the last hidden state of a language model when it is told to."""
+    config = write_config(tmp_path, 256, runner="pooling", convert="embed")
+    rows = [{"id": f"r{i}", "prompt": text} for i, text in enumerate(["a cat", "a kitten", "tax law", "a cat"])]
+    options = ["--task", "embed", "--format", "parquet"]
+    job = start(tmp_path, write_jsonl(tmp_path / "in.jsonl", rows), config, options)
+    try:
+        assert job.wait(380) == 0, (tmp_path / "log").read_text()
+    finally:
+        job.kill()
+    table = pa.concat_tables([pq.read_table(part) for part in (tmp_path / "out").glob("part-*.parquet")])
+    vectors = {row["id"]: row["output"] for row in table.to_pylist()}
+    assert table.schema.field("output").type == pa.list_(pa.float32())
+    assert {len(vector) for vector in vectors.values()} == {576}
+    assert vectors["r0"] == vectors["r3"] and cosine(vectors["r0"], vectors["r1"]) > cosine(
+        vectors["r0"], vectors["r2"]
+    )
+
+
+def cosine(a: list[float], b: list[float]) -> float:
+    return sum(x * y for x, y in zip(a, b, strict=True)) / math.hypot(*a) / math.hypot(*b)
+
+
+def test_a_task_that_the_engine_does_not_offer_fails_with_the_cure(tmp_path: Path) -> None:
+    source = write_jsonl(tmp_path / "in.jsonl", [{"prompt": "x"}])
+    job = start(tmp_path, source, write_config(tmp_path, 256), ["--task", "classify"])
+    try:
+        assert job.wait(380) == 1, (tmp_path / "log").read_text()
+    finally:
+        job.kill()
+    assert "does not offer classify" in (tmp_path / "log").read_text()
 
 
 def title(pid: int) -> str:

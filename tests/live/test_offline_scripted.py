@@ -6,14 +6,9 @@ can be killed like a user's driver.
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
-import sys
-import time
-from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,88 +16,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from batch_jobs.output.lock import process_start
-from tests.support.offline_jobs import SCRIPTED, calls, engine_pids, output_rows, write_config, write_jsonl
+from tests.support.offline_jobs import calls, engine_pids, output_rows, write_config, write_jsonl
+from tests.support.offline_runs import ROOT, Driver, assert_every_row_once, command, gone, report, run
 
 pytestmark = [pytest.mark.live, pytest.mark.timeout(240)]
-ROOT = Path(__file__).parents[2]
-
-
-def command(folder: Path, source: Path, *options: str) -> list[str]:
-    return [
-        sys.executable, "-m", "batch_jobs.generate", "--input", str(source), "--output", str(folder / "out"),
-        "--config", str(folder / "config.yaml"), "--engine-class", SCRIPTED, *options,
-    ]  # fmt: skip
-
-
-class Driver:
-    """A job's driver process; its output goes to a file, as a full pipe would stop it."""
-
-    def __init__(self, folder: Path, source: Path, *options: str) -> None:
-        self.folder = folder
-        self.log = folder / f"driver-{time.time_ns()}.log"
-        env = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
-        with self.log.open("w") as out:
-            self.process = subprocess.Popen(
-                command(folder, source, *options), cwd=ROOT, env=env, stdout=out, stderr=subprocess.STDOUT
-            )
-
-    def wait(self) -> int:
-        try:
-            return self.process.wait(150)
-        finally:
-            self.end()
-
-    def end(self) -> None:
-        if self.process.poll() is None:
-            self.process.kill()
-            self.process.wait()
-
-    def until(self, condition: Callable[[], Any], what: str) -> None:
-        deadline_s = time.monotonic() + 120
-        while not condition():
-            assert self.process.poll() is None, f"the driver ended before {what}: {self.log.read_text()}"
-            assert time.monotonic() < deadline_s, f"never: {what}: {self.log.read_text()}"
-            time.sleep(0.05)
-
-    def parts(self) -> int:
-        return len(list((self.folder / "out").glob("part-*")))
-
-    def text(self) -> str:
-        return self.log.read_text()
-
-
-def run(folder: Path, source: Path, *options: str) -> str:
-    driver = Driver(folder, source, *options)
-    assert driver.wait() == 0, driver.text()
-    return driver.text()
-
-
-def report(folder: Path) -> dict[str, Any]:
-    loaded: dict[str, Any] = json.loads((folder / "out" / "report.json").read_text())
-    return loaded
-
-
-def assert_every_row_once(folder: Path, ids: list[str]) -> list[dict[str, Any]]:
-    rows = output_rows(folder / "out")
-    counts = Counter(row["id"] for row in rows)
-    assert sorted(counts) == sorted(ids), "lost or invented rows"
-    assert max(counts.values()) == 1, [row_id for row_id, count in counts.items() if count > 1]
-    return rows
-
-
-def gone(pids: list[int], within_s: float = 20.0) -> bool:
-    deadline_s = time.monotonic() + within_s
-    while any(process_start(pid) for pid in pids):
-        if time.monotonic() > deadline_s:
-            return False
-        time.sleep(0.1)
-    return True
 
 
 def test_good_and_bad_rows_then_a_rerun_with_nothing_to_do(tmp_path: Path) -> None:
     write_config(tmp_path, engines=2)
-    good = [{"id": f"r{i}", "prompt": f"row number {i}", "extra": {"n": i}} for i in range(60)]
+    good: list[dict[str, Any]] = [{"id": f"r{i}", "prompt": f"row number {i}", "extra": {"n": i}} for i in range(60)]
     bad: list[Any] = [
         "{nonsense",
         {"id": "empty", "prompt": ""},

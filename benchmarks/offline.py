@@ -1,0 +1,335 @@
+"""Are offline jobs as fast as vLLM driven by hand, and faster where order, duplicates and several pools matter?
+
+Four cases, each in pairs within this run; engine starts are left out on every side (README says what they cost):
+
+- `uniform`: 512 short prompts that share nothing. Ours, vLLM's AsyncLLM by hand, `ray.data.llm`.
+- `shared_prefix`: 512 prompts over 64 long prefixes, shuffled, with a KV cache that holds about a third of them.
+- `duplicates`: 512 prompts of which 30 % are the same as another one.
+- `two_pools`: a scripted engine of speed 1 and one of speed 3, alone and in one job. No model: what is measured is
+  how the job divides its work.
+
+64 output tokens, greedy, the end-of-text token ignored, so that every side makes the same tokens. Ours is a whole job:
+files in, committed parts out, measured from its first ready engine to its last committed row. The sides of other
+projects are in offline_sides/. `python -m benchmarks.offline --json FILE [--quick] [--case NAME ...]`
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+import yaml
+from rich.console import Console
+
+from batch_jobs.plan import PoolPlan, make_plan
+from benchmarks.offline_sides import prompts as make
+from benchmarks.report import Report
+from cluster.models import prepare_model
+
+PAIRS, QUICK_PAIRS = 5, 3
+PROMPTS, TOKENS = 512, 64
+PREFIXES, PREFIX_WORDS = 64, 240
+PREFIX_BLOCKS = 384  # of 16 tokens
+REPEATED_SHARE = 0.3
+POOL_SPEEDS = {"slow": 1, "fast": 3}
+POOL_ROWS, POOL_ROW_S, POOL_PLACES = 1400, 0.3, 8
+POOL_START_S = 8  # as with a real engine, rows are there before the first one is ready
+CASES = ("uniform", "shared_prefix", "duplicates", "two_pools")
+OURS, VLLM, RAY_DATA, BOTH = "tribes", "vllm", "ray_data_llm", "both"
+SIDE_TIMEOUT_S = 900.0
+console = Console(stderr=True)
+
+
+def main(
+    json_path: Annotated[Path, typer.Option("--json", help="Where the result goes.")],
+    quick: Annotated[bool, typer.Option(help="Three pairs, a quarter of the prompts.")] = False,
+    case: Annotated[list[str] | None, typer.Option(help=f"Only these: {', '.join(CASES)}.")] = None,
+    config_path: Annotated[Path, typer.Option("--config")] = Path("configs/local.yaml"),
+) -> None:
+    cases = case or list(CASES)
+    count, pairs = (PROMPTS // 4, QUICK_PAIRS) if quick else (PROMPTS, PAIRS)
+    (plan,) = make_plan(str(config_path), None).pools
+    sides = {name: engine_args(plan, name) for name in cases if name != "two_pools"}
+    config = {
+        "engine_args": sides, "env": plan.env(), "prompts": count, "output_tokens": TOKENS,
+        "prefixes": PREFIXES, "prefix_words": PREFIX_WORDS, "repeated_share": REPEATED_SHARE,
+        "pool_speeds": POOL_SPEEDS, "pool_rows": POOL_ROWS, "pool_row_s": POOL_ROW_S, "pool_places": POOL_PLACES,
+    }  # fmt: skip
+    report = Report("offline", "python -m benchmarks.offline " + " ".join(sys.argv[1:]), config)
+    with tempfile.TemporaryDirectory() as folder:
+        for name in cases:
+            Case(name, plan, Path(folder), report, count, pairs).run()
+            report.write(json_path)  # what is measured is kept, whatever happens to the next case
+    for name, ratio in report.ratios.items():
+        bar = report.bars.get(name)
+        console.print(f"{name}: {ratio['median']:.4g} ({ratio['min']:.4g} to {ratio['max']:.4g}) {bar or ''}")
+
+
+def engine_args(plan: PoolPlan, case: str) -> dict[str, Any]:
+    """The same for every side of a case."""
+    args = dict(plan.engine_args)
+    if case == "shared_prefix":
+        args["num_gpu_blocks_override"] = PREFIX_BLOCKS
+    return args
+
+
+class Case:
+    """One case: its runs in pairs, then its ratios and bars."""
+
+    def __init__(self, name: str, plan: PoolPlan, folder: Path, report: Report, count: int, pairs: int) -> None:
+        self._name = name
+        self._plan = plan
+        self._folder = folder
+        self._report = report
+        self._count = count
+        self._pairs = pairs
+        model = plan.config.models[plan.model]
+        self._model = str(prepare_model(plan.model, model, plan.config.paths, console.log).path_or_id)
+
+    def run(self) -> None:
+        if self._name == "two_pools":
+            self._two_pools()
+            return
+        args = engine_args(self._plan, self._name)
+        with vllm_side(self._model, args, self._plan.env()) as vllm:
+            for pair in range(self._pairs):
+                texts = self._folder / f"{self._name}-{pair}.json"
+                texts.write_text(json.dumps(self._prompts(pair)))
+                sides = [VLLM, OURS, *([RAY_DATA] if self._name == "uniform" else [])]
+                for side in sides if pair % 2 == 0 else reversed(sides):
+                    self._measure(pair, side, texts, vllm, args)
+        self._compare()
+
+    def _prompts(self, pair: int) -> list[str]:
+        seed = f"{self._name}-{pair}"
+        if self._name == "shared_prefix":
+            return make.shared_prefixes(self._count, PREFIXES, PREFIX_WORDS, seed)
+        if self._name == "duplicates":
+            return make.repeated(self._count, REPEATED_SHARE, seed)
+        return make.uniform(self._count, seed)
+
+    def _measure(self, pair: int, side: str, texts: Path, vllm: VllmSide, args: dict[str, Any]) -> None:
+        if side == VLLM:
+            figures = vllm.run(texts, TOKENS)
+        elif side == OURS:
+            figures = self._ours(texts, f"{self._name}-{pair}", args)
+        else:
+            figures = ray_data_side(self._model, args, self._plan.env(), texts)
+        tokens = self._count * TOKENS  # of the answers that the user gets, computed or copied
+        figures |= {"case": self._name, "answer_tokens": tokens, "tokens_per_s": tokens / figures["seconds"]}
+        self._report.add(pair, side, **figures)
+        console.log(f"{self._name} pair {pair} {side}: {figures}")
+
+    def _ours(self, texts: Path, name: str, args: dict[str, Any]) -> dict[str, Any]:
+        rows = [{"id": f"r{i}", "prompt": text} for i, text in enumerate(json.loads(texts.read_text()))]
+        deployment = self._plan.deployment.model_dump(mode="json", exclude_defaults=True)
+        deployment["engine"]["args"] = args
+        config = {
+            "models": {self._plan.model: self._plan.config.models[self._plan.model].model_dump(mode="json")},
+            "deployments": {"engine": deployment},
+            "pools": {self._plan.deployment.pool: {"usd_per_hour": 0.08}},
+            "paths": {"models": str(self._plan.config.paths.models)},
+        }
+        options = ["--max-tokens", str(TOKENS), "--temperature", "0", "--params", '{"ignore_eos": true}']
+        report = job(self._folder / name, config, rows, options)
+        assert report["ok"] == len(rows), report["errors"]
+        tokens = report["tokens"]
+        return {
+            "seconds": working_seconds(report), "prompt_tokens": tokens["input"], "output_tokens": tokens["output"],
+            "cached_tokens": tokens["cached_input"], "computed_rows": report["rows"] - report["duplicates"],
+        }  # fmt: skip
+
+    def _compare(self) -> None:
+        where = {"case": self._name}
+        if self._name == "uniform":
+            self._ratio("uniform_vs_vllm", "tokens_per_s", VLLM, ">= 0.98", 0.98, **where)
+            self._ratio("uniform_vs_ray_data_llm", "tokens_per_s", RAY_DATA, "> 1", 1.0, **where)
+        elif self._name == "shared_prefix":
+            self._ratio("shared_prefix_vs_vllm", "tokens_per_s", VLLM, ">= 1.4", 1.4, **where)
+        else:
+            name = "duplicates_engine_time"
+            self._report.compare(name, "seconds", OURS, VLLM, lambda ours, theirs: ours / theirs, **where)
+            self._report.bar(name, "<= 0.75", lambda got: got <= 0.75)
+
+    def _ratio(self, name: str, metric: str, other: str, need: str, least: float, **where: Any) -> None:
+        self._report.compare(name, metric, OURS, other, lambda ours, theirs: ours / theirs, **where)
+        self._report.bar(name, need, lambda got: got >= least)
+
+    def _two_pools(self) -> None:
+        order = [*POOL_SPEEDS, BOTH]
+        for pair in range(self._pairs):
+            for side in order if pair % 2 == 0 else reversed(order):
+                figures = scripted_job(self._folder / f"pools-{pair}-{side}", [side] if side != BOTH else order[:-1])
+                self._report.add(pair, side, case="two_pools", **figures)
+                console.log(f"two_pools pair {pair} {side}: {figures}")
+        rates: dict[int, dict[str, float]] = {}
+        for run in self._report.runs:
+            if run["case"] == "two_pools":
+                rates.setdefault(run["pair"], {})[run["side"]] = run["rows_per_s"]
+        for run in self._report.runs:
+            if run["case"] == "two_pools" and run["side"] == BOTH:
+                alone = sum(rates[run["pair"]][name] for name in POOL_SPEEDS)
+                run["of_sum"] = run["rows_per_s"] / alone
+        for name, metric in (("two_pools_vs_sum", "of_sum"), ("two_pools_tail_idle", "tail_idle")):
+            self._report.compare(name, metric, BOTH, BOTH, lambda mine, _: mine, case="two_pools")
+        self._report.bar("two_pools_vs_sum", ">= 0.95", lambda got: got >= 0.95)
+        self._report.bar("two_pools_tail_idle", "<= 0.03", lambda got: got <= 0.03)
+
+
+def job(folder: Path, config: dict[str, Any], rows: list[dict[str, Any]], options: list[str]) -> dict[str, Any]:
+    """A job on a Ray of its own, as `python -m batch_jobs.generate` runs it; its report.json."""
+    folder.mkdir()
+    config = config | {"ray": {"address": "local", "num_cpus": 8, "object_store_gib": 0.3}}
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    (folder / "in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    command = [
+        sys.executable, "-m", "batch_jobs.generate", "--input", str(folder / "in.jsonl"),
+        "--output", str(folder / "out"), "--config", str(folder / "config.yaml"), *options,
+    ]  # fmt: skip
+    env = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    with (folder / "log").open("w") as log:
+        done = subprocess.run(command, env=env, stdout=log, stderr=subprocess.STDOUT, timeout=SIDE_TIMEOUT_S)
+    if done.returncode:
+        raise RuntimeError((folder / "log").read_text())
+    report: dict[str, Any] = json.loads((folder / "out" / "report.json").read_text())
+    return report
+
+
+def working_seconds(report: dict[str, Any]) -> float:
+    """From the first ready engine to the last committed row."""
+    (pool,) = report["pools"]
+    tokens = pool["tokens"]["input"] + pool["tokens"]["output"]
+    return float(tokens / pool["tokens_per_s"])
+
+
+def scripted_job(folder: Path, names: list[str]) -> dict[str, Any]:
+    """Rows that only take time, on pools of different speed. The rate counts from when all pools were ready."""
+    deployments = {
+        name: {
+            "model": "m",
+            "serves": ["offline"],
+            "engine": {
+                "kind": "vllm",
+                "args": {
+                    "delay_s": POOL_ROW_S / POOL_SPEEDS[name],
+                    "max_num_seqs": POOL_PLACES,
+                    "start_s": POOL_START_S,
+                },
+            },
+            "pool": name,
+        }
+        for name in names
+    }
+    config = {
+        "models": {"m": {"source": {"kind": "local", "path": str(folder)}}},
+        "deployments": deployments,
+        "pools": {name: {"usd_per_hour": float(POOL_SPEEDS[name])} for name in names},
+        "offline": {"part_rows": 64, "part_seconds": 1},
+    }
+    share = sum(POOL_SPEEDS[name] for name in names) / sum(POOL_SPEEDS.values())
+    rows = [{"id": f"r{i}", "prompt": f"row {i}"} for i in range(round(POOL_ROWS * share))]
+    engine = ["--engine-class", "tests.support.scripted_offline_engine:ScriptedEngine", "--no-dedupe"]
+    report = job(folder, config, rows, engine)
+    # Engines of two pools are never ready in the same instant: each is charged for its own time.
+    pools = report["pools"]
+    seconds = max(pool["rows"] / pool_rate(pool) for pool in pools)
+    places = sum(pool["tail_idle_s"] for pool in pools) / len(pools)
+    return {
+        "rows_per_s": sum(pool_rate(pool) for pool in pools),
+        "seconds": seconds,
+        "tail_idle": places / seconds,
+        "rows": {pool["name"]: pool["rows"] for pool in pools},
+    }
+
+
+def pool_rate(pool: dict[str, Any]) -> float:
+    """Rows per second over the pool's time from its first ready engine to the end of the job."""
+    tokens = pool["tokens"]["input"] + pool["tokens"]["output"]
+    return float(pool["rows"] / (tokens / pool["tokens_per_s"] + pool["tail_idle_s"]))
+
+
+class VllmSide:
+    """The process of offline_sides/vllm_side.py; stopped (SIGSTOP) between its runs."""
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self._process = process
+        self._read()
+        self._signal(signal.SIGSTOP)
+
+    def run(self, prompts: Path, max_tokens: int) -> dict[str, Any]:
+        self._signal(signal.SIGCONT)
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps({"prompts": str(prompts), "max_tokens": max_tokens}) + "\n")
+        self._process.stdin.flush()
+        figures = self._read()
+        self._signal(signal.SIGSTOP)
+        return figures
+
+    def _signal(self, number: int) -> None:
+        os.killpg(self._process.pid, number)
+
+    def _read(self) -> dict[str, Any]:
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            if line.startswith("SIDE "):
+                figures: dict[str, Any] = json.loads(line.removeprefix("SIDE "))
+                return figures
+        raise RuntimeError("the vLLM side ended; run it by hand to see why")
+
+
+@contextmanager
+def vllm_side(model: str, args: dict[str, Any], env: dict[str, str]) -> Iterator[VllmSide]:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "benchmarks.offline_sides.vllm_side", json.dumps({"model": model, **args})],
+        env=os.environ | env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+        start_new_session=True,
+    )  # fmt: skip
+    try:
+        yield VllmSide(process)
+    finally:
+        end_group(process)
+
+
+def ray_data_side(model: str, args: dict[str, Any], env: dict[str, str], texts: Path) -> dict[str, Any]:
+    # Ray gives its workers one thread each unless told; ours undoes that too.
+    settings = {
+        "model": model, "engine_args": args, "env": env | {"OMP_NUM_THREADS": str(os.cpu_count())},
+        "prompts": str(texts), "max_tokens": TOKENS, "num_cpus": 8,
+    }  # fmt: skip
+    process = subprocess.Popen(
+        [sys.executable, "-m", "benchmarks.offline_sides.ray_data_side", json.dumps(settings)],
+        env=os.environ | env, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, start_new_session=True,
+    )  # fmt: skip
+    try:
+        output, _ = process.communicate(timeout=SIDE_TIMEOUT_S)
+    finally:
+        end_group(process)
+    (line,) = [line for line in output.splitlines() if line.startswith("SIDE ")]
+    figures: dict[str, Any] = json.loads(line.removeprefix("SIDE "))
+    return figures
+
+
+def end_group(process: subprocess.Popen[Any]) -> None:
+    """End a side and every process it started."""
+    for number in (signal.SIGCONT, signal.SIGTERM, signal.SIGKILL):
+        try:
+            os.killpg(process.pid, number)
+        except ProcessLookupError:
+            break
+        if number == signal.SIGTERM:
+            time.sleep(5)
+    process.wait(30)
+
+
+if __name__ == "__main__":
+    typer.run(main)
