@@ -111,10 +111,11 @@ class EngineActor:
             os._exit(1)
 
     async def _work(self) -> None:
+        _without_niceness()
         await self._actor.register.remote(self._engine_id, self._settings.pool, self._seat)
         die_with_children()
         self._limits = await self._start()
-        self._free = asyncio.Event()
+        self._free, self._idle = asyncio.Event(), asyncio.Event()
         self._answers = CommittedAnswers(self._settings.parts)
         self._parts = PartBuffer(self._settings.parts, self._engine_id, self._ledger)
         flusher = asyncio.create_task(self._flush_when_due())
@@ -195,6 +196,8 @@ class EngineActor:
             if task.cancelled() and not self._leaving:  # by nobody here: the row must not be forgotten
                 self._returned.append(number)
         self._free.set()
+        if not self._tasks:
+            self._idle.set()
         if not task.cancelled() and (error := task.exception()) is not None:
             log.error("engine %s: row %d broke the actor: %s", self._engine_id, number, _message(error))
             os._exit(1)
@@ -253,13 +256,21 @@ class EngineActor:
 
     async def _flush_when_due(self) -> None:
         while True:
-            await asyncio.sleep(BEAT_S / 2)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._idle.wait(), BEAT_S)
+            self._idle.clear()
             if self._parts.due(idle=not self._tasks):
                 try:
                     await self._parts.flush()
                 except Exception:
                     log.exception("the ledger cannot be reached, or the output not written: the job is over here")
                     os._exit(1)
+
+
+def _without_niceness() -> None:
+    """Ray makes its workers nice; whoever computes what is paid for should not wait for those who watch."""
+    with contextlib.suppress(PermissionError):
+        os.setpriority(os.PRIO_PROCESS, 0, 0)
 
 
 def _message(error: BaseException) -> str:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import signal
 import sys
 import time
@@ -18,7 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 LOOK_S = 0.5
-NOTE_EVERY = 4
+NOTE_EVERY_S = 2
 END_BOUND_S = 10.0
 
 
@@ -38,6 +39,24 @@ def members(group: int) -> Iterator[int]:
                 yield int(entry.name)
 
 
+def looks(pid: int, born: str) -> Iterator[None]:
+    """Yields from time to time until the process has ended, and notices that at once: looking often costs a core what
+    the engine needs."""
+    try:
+        end = os.pidfd_open(pid)
+    except (AttributeError, OSError):  # an old kernel, or gone already
+        while birth(pid) == born:
+            yield
+            time.sleep(LOOK_S)
+        return
+    with os.fdopen(end, closefd=True):
+        waiting = select.poll()
+        waiting.register(end, select.POLLIN)
+        while birth(pid) == born:
+            yield
+            waiting.poll(NOTE_EVERY_S * 1000)
+
+
 def main(pid: int, guard_folder: str) -> None:
     sys.path.insert(0, guard_folder)
     from guard import SharedMemoryLedger
@@ -46,12 +65,9 @@ def main(pid: int, guard_folder: str) -> None:
     born = birth(pid)
     if os.fork():
         os._exit(0)
-    look = 0
-    while born is not None and birth(pid) == born:
-        if look % NOTE_EVERY == 0:
+    if born is not None:
+        for _ in looks(pid, born):
             ledger.note(members(pid))
-        look += 1
-        time.sleep(LOOK_S)
     deadline_s = time.monotonic() + END_BOUND_S
     while (left := list(members(pid))) and time.monotonic() < deadline_s:
         ledger.note(left)

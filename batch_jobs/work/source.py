@@ -5,23 +5,26 @@ Must not know: engines, the output.
 
 Ray Data reads and prepares blocks in parallel tasks and holds back when nobody consumes; the thread takes blocks one by
 one and offers them to the ledger, which answers when its window has room. So the input may be larger than memory.
+A few blocks the thread reads itself: the pipeline's own processes would take longer to start than that, and stay.
 """
 
 from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from batch_jobs.input.chunks import Chunks
-from batch_jobs.input.reading import chunk_source, prepared_rows
+from batch_jobs.input.reading import chunk_source, prepared_rows, read_block
 from batch_jobs.input.spec import JobSpec
 
 if TYPE_CHECKING:
+    import pyarrow as pa
     from ray.actor import ActorHandle
     from ray.data import Dataset
 
+OWN_BLOCKS = 4
 READ_TASKS = 2
 OFFER_ROWS = 512
 
@@ -64,11 +67,19 @@ class Source:
             override_num_blocks=len(self._blocks),
         )
 
+    def _tables(self) -> Iterable[pa.Table]:
+        if len(self._blocks) <= OWN_BLOCKS:
+            return (read_block(block, self._spec) for block in self._blocks)
+        tables: Iterable[pa.Table] = self._dataset().iter_batches(
+            batch_size=None, batch_format="pyarrow", prefetch_batches=1
+        )
+        return tables
+
     def _feed(self) -> None:
         import ray
 
         try:
-            for table in self._dataset().iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1):
+            for table in self._tables():
                 rows = prepared_rows(table)
                 for start in range(0, len(rows), OFFER_ROWS):
                     if not ray.get(self._ledger.offer.remote(rows[start : start + OFFER_ROWS])):

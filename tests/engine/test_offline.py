@@ -131,16 +131,6 @@ def cosine(a: list[float], b: list[float]) -> float:
     return sum(x * y for x, y in zip(a, b, strict=True)) / math.hypot(*a) / math.hypot(*b)
 
 
-def test_a_task_that_the_engine_does_not_offer_fails_with_the_cure(tmp_path: Path) -> None:
-    source = write_jsonl(tmp_path / "in.jsonl", [{"prompt": "x"}])
-    job = start(tmp_path, source, write_config(tmp_path, 256), ["--task", "classify"])
-    try:
-        assert job.wait(380) == 1, (tmp_path / "log").read_text()
-    finally:
-        job.kill()
-    assert "does not offer classify" in (tmp_path / "log").read_text()
-
-
 def title(pid: int) -> str:
     try:
         return Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ")

@@ -235,6 +235,22 @@ def test_a_row_that_kills_engines_is_isolated_although_two_share_the_work(folder
     assert len(engine_pids(folder)) <= 2 + 4
 
 
+def test_a_task_that_the_engine_does_not_offer_fails_with_the_cure(folder: Path, cluster: Nodes) -> None:
+    configure(folder, cluster, paths=["/v1/completions"])
+    driver = Driver(folder, write_jsonl(folder / "in.jsonl", [{"prompt": "x"}]), "--task", "classify")
+    assert driver.wait() == 1, driver.text()
+    assert "does not offer classify" in driver.text() and "engine.args" in driver.text()
+    assert len(engine_pids(folder)) == 1, "another try would end the same"
+
+
+def test_more_rows_than_the_driver_reads_itself(folder: Path, cluster: Nodes) -> None:
+    """Beyond a few blocks, Ray Data's tasks read."""
+    configure(folder, cluster, part_rows=1000, **{"max-num-seqs": 256})
+    ids = [f"r{i}" for i in range(6000)]
+    run(folder, write_jsonl(folder / "in.jsonl", [{"id": row_id, "prompt": f"row {row_id}"} for row_id in ids]))
+    assert_every_row_once(folder, ids)
+
+
 @pytest.fixture(scope="module")
 def endpoint() -> Iterator[str]:
     logging.getLogger("werkzeug").setLevel(logging.WARNING)  # a line for each request

@@ -37,7 +37,7 @@ class ScriptedEngine:
     async def start(self) -> EngineLimits:
         self._slots = asyncio.Semaphore(self._max_running)
         await asyncio.sleep(float(self._args.get("start_s", 0.0)))
-        return EngineLimits(self._max_running)
+        return EngineLimits(self._max_running, paths=self._args.get("paths"))
 
     async def ask(self, ask: Ask) -> Reply:
         text = _text(ask.body)
