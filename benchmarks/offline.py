@@ -3,10 +3,15 @@
 Four cases, each in pairs within this run; engine starts are left out on every side (README says what they cost):
 
 - `uniform`: 512 short prompts that share nothing. Ours, vLLM's AsyncLLM by hand, `ray.data.llm`.
+- `all_cores`: the same without `ray.data.llm`, on an engine that computes on every core of the machine (see below).
 - `shared_prefix`: 512 prompts over 64 long prefixes, shuffled, with a KV cache that holds about a third of them.
 - `duplicates`: 512 prompts of which 30 % are the same as another one.
 - `two_pools`: a scripted engine of speed 1 and one of speed 3, alone and in one job. No model: what is measured is
   how the job divides its work.
+
+Engines compute on one core less than there are, as vLLM does by default: the other serves whoever feeds the engine. In
+`all_cores` they take them all (VLLM_CPU_NUM_OF_RESERVED_CPU=0); then every percent that any other process needs stalls
+all of the engine's threads, and what is measured is the price of Ray's processes on a small machine.
 
 64 output tokens, greedy, the end-of-text token ignored, so that every side makes the same tokens. Ours is a whole job:
 files in, committed parts out, measured from its first ready engine to its last committed row. The sides of other
@@ -44,7 +49,8 @@ REPEATED_SHARE = 0.3
 POOL_SPEEDS = {"slow": 1, "fast": 3}
 POOL_ROWS, POOL_ROW_S, POOL_PLACES = 1400, 0.3, 8
 POOL_START_S = 8  # as with a real engine, rows are there before the first one is ready
-CASES = ("uniform", "shared_prefix", "duplicates", "two_pools")
+CASES = ("uniform", "all_cores", "shared_prefix", "duplicates", "two_pools")
+ALL_CORES = {"VLLM_CPU_NUM_OF_RESERVED_CPU": "0"}
 OURS, VLLM, RAY_DATA, BOTH = "tribes", "vllm", "ray_data_llm", "both"
 SIDE_TIMEOUT_S = 900.0
 console = Console(stderr=True)
@@ -61,7 +67,8 @@ def main(
     (plan,) = make_plan(str(config_path), None).pools
     sides = {name: engine_args(plan, name) for name in cases if name != "two_pools"}
     config = {
-        "engine_args": sides, "env": plan.env(), "prompts": count, "output_tokens": TOKENS,
+        "engine_args": sides, "env": {name: engine_env(plan, name) for name in sides},
+        "prompts": count, "output_tokens": TOKENS,
         "prefixes": PREFIXES, "prefix_words": PREFIX_WORDS, "repeated_share": REPEATED_SHARE,
         "pool_speeds": POOL_SPEEDS, "pool_rows": POOL_ROWS, "pool_row_s": POOL_ROW_S, "pool_places": POOL_PLACES,
     }  # fmt: skip
@@ -83,6 +90,12 @@ def engine_args(plan: PoolPlan, case: str) -> dict[str, Any]:
     return args
 
 
+def engine_env(plan: PoolPlan, case: str) -> dict[str, str]:
+    """The same for every side of a case."""
+    env = {name: value for name, value in plan.env().items() if name not in ALL_CORES}
+    return env | ALL_CORES if case == "all_cores" else env
+
+
 class Case:
     """One case: its runs in pairs, then its ratios and bars."""
 
@@ -101,7 +114,8 @@ class Case:
             self._two_pools()
             return
         args = engine_args(self._plan, self._name)
-        with vllm_side(self._model, args, self._plan.env()) as vllm:
+        self._env = engine_env(self._plan, self._name)
+        with vllm_side(self._model, args, self._env) as vllm:
             for pair in range(self._pairs):
                 texts = self._folder / f"{self._name}-{pair}.json"
                 texts.write_text(json.dumps(self._prompts(pair)))
@@ -124,7 +138,7 @@ class Case:
         elif side == OURS:
             figures = self._ours(texts, f"{self._name}-{pair}", args)
         else:
-            figures = ray_data_side(self._model, args, self._plan.env(), texts)
+            figures = ray_data_side(self._model, args, self._env, texts)
         tokens = self._count * TOKENS  # of the answers that the user gets, computed or copied
         figures |= {"case": self._name, "answer_tokens": tokens, "tokens_per_s": tokens / figures["seconds"]}
         self._report.add(pair, side, **figures)
@@ -133,7 +147,7 @@ class Case:
     def _ours(self, texts: Path, name: str, args: dict[str, Any]) -> dict[str, Any]:
         rows = [{"id": f"r{i}", "prompt": text} for i, text in enumerate(json.loads(texts.read_text()))]
         deployment = self._plan.deployment.model_dump(mode="json", exclude_defaults=True)
-        deployment["engine"]["args"] = args
+        deployment["engine"] |= {"args": args, "env": self._env}
         config = {
             "models": {self._plan.model: self._plan.config.models[self._plan.model].model_dump(mode="json")},
             "deployments": {"engine": deployment},
@@ -154,6 +168,8 @@ class Case:
         if self._name == "uniform":
             self._ratio("uniform_vs_vllm", "tokens_per_s", VLLM, ">= 0.98", 0.98, **where)
             self._ratio("uniform_vs_ray_data_llm", "tokens_per_s", RAY_DATA, "> 1", 1.0, **where)
+        elif self._name == "all_cores":
+            self._ratio("all_cores_vs_vllm", "tokens_per_s", VLLM, ">= 0.98", 0.98, **where)
         elif self._name == "shared_prefix":
             self._ratio("shared_prefix_vs_vllm", "tokens_per_s", VLLM, ">= 1.4", 1.4, **where)
         else:
@@ -301,9 +317,8 @@ def vllm_side(model: str, args: dict[str, Any], env: dict[str, str]) -> Iterator
 
 
 def ray_data_side(model: str, args: dict[str, Any], env: dict[str, str], texts: Path) -> dict[str, Any]:
-    # Ray gives its workers one thread each unless told; ours undoes that too.
     settings = {
-        "model": model, "engine_args": args, "env": env | {"OMP_NUM_THREADS": str(os.cpu_count())},
+        "model": model, "engine_args": args, "env": env,
         "prompts": str(texts), "max_tokens": TOKENS, "num_cpus": 8,
     }  # fmt: skip
     process = subprocess.Popen(

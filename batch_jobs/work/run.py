@@ -42,6 +42,8 @@ QUIET_RAY = {
     "RAY_event_stats": "0",
     "RAY_raylet_report_resources_period_milliseconds": "1000",
     "RAY_gcs_pull_resource_loads_period_milliseconds": "5000",
+    "RAY_prestart_worker_first_driver": "0",
+    "RAY_num_workers_soft_limit": "0",  # idle worker processes end, instead of waiting for tasks that never come
 }
 
 log = logging.getLogger(__name__)

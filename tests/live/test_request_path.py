@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 import subprocess
@@ -100,6 +101,46 @@ async def test_the_ledger_has_what_the_engine_reported(stack: Stack) -> None:
 
     await asyncio.to_thread(stack.wait, "usage", lambda: rows() and rows()[0]["requests"] == 10, 20)
     assert rows()[0]["output_tokens"] == 70
+
+
+def tribes(stack: Stack, config: Path, *words: str) -> str:
+    """A command of the `tribes` program against the running cluster."""
+    program = [sys.executable, "-c", "from cluster.cli import main; main()"]
+    command = [*program, "batch", *words, "--config", str(config)]
+    done = subprocess.run(command, cwd=REPO, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_batch_jobs_are_submitted_listed_cancelled_and_resumed(stack: Stack, tmp_path: Path) -> None:
+    engine = {"kind": "vllm", "args": {"delay_s": 0.2, "max-num-seqs": 4}}
+    settings = stack.config.model_dump(mode="json", exclude_defaults=True)
+    settings["deployments"]["tiny-offline"] = {"model": MODEL, "serves": ["offline"], "engine": engine}
+    settings["offline"] = {"part_rows": 4, "part_seconds": 1}
+    config = tmp_path / "config.yaml"
+    config.write_text(yaml.safe_dump(settings))
+    source, output = tmp_path / "in.jsonl", tmp_path / "out"
+    source.write_text("".join(json.dumps({"id": f"r{i}", "prompt": f"row {i}"}) + "\n" for i in range(200)))
+    scripted = ("--engine-class", "tests.support.scripted_offline_engine:ScriptedEngine")
+    tribes(stack, config, "submit", "--input", str(source), "--output", str(output), "--no-wait", *scripted)
+
+    def job() -> dict[str, Any]:
+        listed = json.loads(tribes(stack, config, "ls", "--json"))
+        found = next(row for row in listed["jobs"] if row["output"] == str(output))
+        return dict(found)
+
+    stack.wait("rows of the job", lambda: (job()["rows_done"] or 0) >= 8, 60, 0.5)
+    running = job()
+    assert running["status"] == "running" and running["rows_total"] == 200
+    tribes(stack, config, "cancel", running["id"])
+    kept = job()
+    assert kept["status"] == "stopped" and 8 <= kept["rows_done"] < 200
+    assert "200" in tribes(stack, config, "show", str(output))
+    tribes(stack, config, "resume", running["id"], "--wait")
+    assert json.loads((output / "done.json").read_text())["rows"] == 200
+    answers = [json.loads(line)["id"] for part in output.glob("part-*") for line in part.read_text().splitlines()]
+    assert len(answers) == len(set(answers)) == 200
+    assert job()["status"] in ("complete", "succeeded")
 
 
 async def test_dispatcher_killed_under_load(stack: Stack) -> None:

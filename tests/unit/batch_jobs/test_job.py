@@ -90,7 +90,7 @@ def test_everything_committed_means_no_engine_and_the_missing_report_is_written(
     assert (report["rows"], report["ok"], report["errors"], report["complete"]) == (2, 1, {"missing_prompt": 1}, True)
     assert report["tokens"] == {"input": 3, "cached_input": 0, "output": 2} and report["run"]["rows"] == 0
     names = {path.name for path in (tmp_path / "out").iterdir()}
-    assert names == {"part-e-00000.jsonl", "_job.json", "report.json", "report.html", "done.json"}
+    assert names == {"part-e-00000.jsonl", "_job.json", "_progress.json", "report.json", "report.html", "done.json"}
     assert run(tmp_path, source) == 0
     assert "ray" not in sys.modules or list((tmp_path / "journal").iterdir()) == []
 
