@@ -73,6 +73,8 @@ def main(
         "pool_speeds": POOL_SPEEDS, "pool_rows": POOL_ROWS, "pool_row_s": POOL_ROW_S, "pool_places": POOL_PLACES,
     }  # fmt: skip
     report = Report("offline", "python -m benchmarks.offline " + " ".join(sys.argv[1:]), config)
+    if case and json_path.exists():
+        keep_other_cases(report, json.loads(json_path.read_text()), cases)
     with tempfile.TemporaryDirectory() as folder:
         for name in cases:
             Case(name, plan, Path(folder), report, count, pairs).run()
@@ -80,6 +82,18 @@ def main(
     for name, ratio in report.ratios.items():
         bar = report.bars.get(name)
         console.print(f"{name}: {ratio['median']:.4g} ({ratio['min']:.4g} to {ratio['max']:.4g}) {bar or ''}")
+
+
+def keep_other_cases(report: Report, before: dict[str, Any], cases: list[str]) -> None:
+    """Pairs are paired within their case: cases that were measured at other times may stand in one file."""
+    report.runs += [run for run in before["runs"] if run["case"] not in cases]
+    kept = {run["case"] for run in report.runs}
+    names = [name for name in before["ratios"] if any(name.startswith(case) for case in kept)]
+    report.ratios |= {name: before["ratios"][name] for name in names}
+    report.bars |= {name: bar for name, bar in before["bars"].items() if name in names}
+    for key in ("engine_args", "env"):
+        report.config[key] |= {case: value for case, value in before["config"][key].items() if case in kept}
+    report.command = f"{before['command']}; {report.command}"
 
 
 def engine_args(plan: PoolPlan, case: str) -> dict[str, Any]:

@@ -74,7 +74,7 @@ class OfflineConfig(Section):
     part_rows: int = Field(default=256, ge=1, description="A part is committed when it has this many rows ...")
     part_seconds: float = Field(default=10, gt=0, description="... or is this old, whichever comes first.")
     max_in_flight: int | None = Field(
-        default=None, ge=1, description="Rows in one engine at once; null = as many as it can run, and as many to follow."
+        default=None, ge=1, description="Rows in one engine at once; null = twice what it can run."
     )
     window_rows: int = Field(
         default=8192, ge=1, description="Pending rows held back and put in the best order; more = more prefixes found."
