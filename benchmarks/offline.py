@@ -4,7 +4,7 @@ Four cases, each in pairs within this run; engine starts are left out on every s
 
 - `uniform`: 512 short prompts that share nothing. Ours, vLLM's AsyncLLM by hand, `ray.data.llm`.
 - `all_cores`: the same without `ray.data.llm`, on an engine that computes on every core of the machine (see below).
-- `shared_prefix`: 512 prompts over 64 long prefixes, shuffled, with a KV cache that holds about a third of them.
+- `shared_prefix`: 512 prompts over 64 long prefixes, shuffled, with a KV cache that holds about a quarter of them.
 - `duplicates`: 512 prompts of which 30 % are the same as another one.
 - `two_pools`: a scripted engine of speed 1 and one of speed 3, alone and in one job. No model: what is measured is
   how the job divides its work.
@@ -43,8 +43,8 @@ from cluster.models import prepare_model
 
 PAIRS, QUICK_PAIRS = 5, 3
 PROMPTS, TOKENS = 512, 64
-PREFIXES, PREFIX_WORDS = 64, 240
-PREFIX_BLOCKS = 384  # of 16 tokens
+ROWS_A_PREFIX, PREFIX_WORDS = 8, 400
+PREFIX_BLOCKS = 48  # of 128 tokens, vLLM's size on a CPU: the cache of some fifteen prefixes
 REPEATED_SHARE = 0.3
 POOL_SPEEDS = {"slow": 1, "fast": 3}
 POOL_ROWS, POOL_ROW_S, POOL_PLACES = 1400, 0.3, 8
@@ -69,7 +69,7 @@ def main(
     config = {
         "engine_args": sides, "env": {name: engine_env(plan, name) for name in sides},
         "prompts": count, "output_tokens": TOKENS,
-        "prefixes": PREFIXES, "prefix_words": PREFIX_WORDS, "repeated_share": REPEATED_SHARE,
+        "rows_a_prefix": ROWS_A_PREFIX, "prefix_words": PREFIX_WORDS, "repeated_share": REPEATED_SHARE,
         "pool_speeds": POOL_SPEEDS, "pool_rows": POOL_ROWS, "pool_row_s": POOL_ROW_S, "pool_places": POOL_PLACES,
     }  # fmt: skip
     report = Report("offline", "python -m benchmarks.offline " + " ".join(sys.argv[1:]), config)
@@ -141,7 +141,7 @@ class Case:
     def _prompts(self, pair: int) -> list[str]:
         seed = f"{self._name}-{pair}"
         if self._name == "shared_prefix":
-            return make.shared_prefixes(self._count, PREFIXES, PREFIX_WORDS, seed)
+            return make.shared_prefixes(self._count, self._count // ROWS_A_PREFIX, PREFIX_WORDS, seed)
         if self._name == "duplicates":
             return make.repeated(self._count, REPEATED_SHARE, seed)
         return make.uniform(self._count, seed)
