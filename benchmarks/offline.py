@@ -22,13 +22,9 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -38,6 +34,7 @@ from rich.console import Console
 
 from batch_jobs.plan import PoolPlan, make_plan
 from benchmarks.offline_sides import prompts as make
+from benchmarks.offline_sides.processes import SIDE_TIMEOUT_S, VllmSide, ray_data_side, vllm_side
 from benchmarks.report import Report
 from cluster.models import prepare_model
 
@@ -52,7 +49,6 @@ POOL_START_S = 8  # as with a real engine, rows are there before the first one i
 CASES = ("uniform", "all_cores", "shared_prefix", "duplicates", "two_pools")
 ALL_CORES = {"VLLM_CPU_NUM_OF_RESERVED_CPU": "0"}
 OURS, VLLM, RAY_DATA, BOTH = "tribes", "vllm", "ray_data_llm", "both"
-SIDE_TIMEOUT_S = 900.0
 console = Console(stderr=True)
 
 
@@ -152,7 +148,7 @@ class Case:
         elif side == OURS:
             figures = self._ours(texts, f"{self._name}-{pair}", args)
         else:
-            figures = ray_data_side(self._model, args, self._env, texts)
+            figures = ray_data_side(self._model, args, self._env, texts, TOKENS)
         tokens = self._count * TOKENS  # of the answers that the user gets, computed or copied
         figures |= {"case": self._name, "answer_tokens": tokens, "tokens_per_s": tokens / figures["seconds"]}
         self._report.add(pair, side, **figures)
@@ -286,78 +282,6 @@ def pool_rate(pool: dict[str, Any]) -> float:
     """Rows per second over the pool's time from its first ready engine to the end of the job."""
     tokens = pool["tokens"]["input"] + pool["tokens"]["output"]
     return float(pool["rows"] / (tokens / pool["tokens_per_s"] + pool["tail_idle_s"]))
-
-
-class VllmSide:
-    """The process of offline_sides/vllm_side.py; stopped (SIGSTOP) between its runs."""
-
-    def __init__(self, process: subprocess.Popen[str]) -> None:
-        self._process = process
-        self._read()
-        self._signal(signal.SIGSTOP)
-
-    def run(self, prompts: Path, max_tokens: int) -> dict[str, Any]:
-        self._signal(signal.SIGCONT)
-        assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps({"prompts": str(prompts), "max_tokens": max_tokens}) + "\n")
-        self._process.stdin.flush()
-        figures = self._read()
-        self._signal(signal.SIGSTOP)
-        return figures
-
-    def _signal(self, number: int) -> None:
-        os.killpg(self._process.pid, number)
-
-    def _read(self) -> dict[str, Any]:
-        assert self._process.stdout is not None
-        for line in self._process.stdout:
-            if line.startswith("SIDE "):
-                figures: dict[str, Any] = json.loads(line.removeprefix("SIDE "))
-                return figures
-        raise RuntimeError("the vLLM side ended; run it by hand to see why")
-
-
-@contextmanager
-def vllm_side(model: str, args: dict[str, Any], env: dict[str, str]) -> Iterator[VllmSide]:
-    process = subprocess.Popen(
-        [sys.executable, "-m", "benchmarks.offline_sides.vllm_side", json.dumps({"model": model, **args})],
-        env=os.environ | env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
-        start_new_session=True,
-    )  # fmt: skip
-    try:
-        yield VllmSide(process)
-    finally:
-        end_group(process)
-
-
-def ray_data_side(model: str, args: dict[str, Any], env: dict[str, str], texts: Path) -> dict[str, Any]:
-    settings = {
-        "model": model, "engine_args": args, "env": env,
-        "prompts": str(texts), "max_tokens": TOKENS, "num_cpus": 8,
-    }  # fmt: skip
-    process = subprocess.Popen(
-        [sys.executable, "-m", "benchmarks.offline_sides.ray_data_side", json.dumps(settings)],
-        env=os.environ | env, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, start_new_session=True,
-    )  # fmt: skip
-    try:
-        output, _ = process.communicate(timeout=SIDE_TIMEOUT_S)
-    finally:
-        end_group(process)
-    (line,) = [line for line in output.splitlines() if line.startswith("SIDE ")]
-    figures: dict[str, Any] = json.loads(line.removeprefix("SIDE "))
-    return figures
-
-
-def end_group(process: subprocess.Popen[Any]) -> None:
-    """End a side and every process it started."""
-    for number in (signal.SIGCONT, signal.SIGTERM, signal.SIGKILL):
-        try:
-            os.killpg(process.pid, number)
-        except ProcessLookupError:
-            break
-        if number == signal.SIGTERM:
-            time.sleep(5)
-    process.wait(30)
 
 
 if __name__ == "__main__":

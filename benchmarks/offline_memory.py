@@ -7,6 +7,7 @@ a role's figure is its peak. `python -m benchmarks.offline_memory --json FILE [-
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -16,12 +17,12 @@ import threading
 from pathlib import Path
 from typing import Annotated, Any
 
+import psutil
 import typer
 import yaml
 from rich.console import Console
 
 from benchmarks.report import Report
-from cluster.engines.guard import descendants
 
 FEW, MANY, QUICK_MANY = 10_000, 1_000_000, 100_000
 ROLES = {"LedgerActor": "ledger", "EngineActor": "engine", "ReadChunk": "reader", "batch_jobs.generate": "driver"}
@@ -96,30 +97,22 @@ class Peaks:
 
     def _watch(self) -> None:
         while not self._stopped.wait(LOOK_S):
-            for pid in [self._pid, *descendants(self._pid)]:
-                role = next((role for title, role in ROLES.items() if title in _title(pid)), None)
-                if role is not None:
-                    name = f"{role}_mib"
-                    self.mib[name] = max(self.mib.get(name, 0.0), _pss_mib(pid))
+            with contextlib.suppress(psutil.NoSuchProcess):
+                job = psutil.Process(self._pid)
+                for process in [job, *job.children(recursive=True)]:
+                    self._look(process)
+
+    def _look(self, process: psutil.Process) -> None:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            title = " ".join(process.cmdline())
+            role = next((role for words, role in ROLES.items() if words in title), None)
+            if role is not None:
+                name = f"{role}_mib"
+                self.mib[name] = max(self.mib.get(name, 0.0), process.memory_full_info().pss / 2**20)
 
     def stop(self) -> None:
         self._stopped.set()
         self._thread.join()
-
-
-def _title(pid: int) -> str:
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ")
-    except OSError:
-        return ""
-
-
-def _pss_mib(pid: int) -> float:
-    try:
-        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
-    except OSError:
-        return 0.0
-    return next((int(line.split()[1]) / 1024 for line in lines if line.startswith("Pss:")), 0.0)
 
 
 if __name__ == "__main__":

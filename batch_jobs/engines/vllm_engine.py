@@ -3,7 +3,7 @@
 Role: asks in, replies out. Owns: how vLLM is built and when it counts as dead. Must not know: Ray, files, tasks.
 Imported only in engine processes.
 
-Going through vLLM's app rather than AsyncLLM.generate costs about a millisecond a row in this process (the model runs
+Going through vLLM's app rather than AsyncLLM.generate costs a little time a row in this process (the model runs
 in another) and gives what its server gives: every parameter, chat templates, tools, structured output, LoRA adapters,
 embeddings, scores, classes, with its own checks and messages. Tokenising and detokenising happen in this process too,
 never in the one that runs the model.

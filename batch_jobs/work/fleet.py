@@ -98,7 +98,7 @@ class Fleet:
             pool for pool in self._pools if all(seat.given_up for seat in self._seats if seat.pool == pool)
         )
 
-    def look(self) -> None:
+    def look(self, any_ready: bool) -> None:
         """Notice ended processes, end stuck ones. Raises JobFailed when no pool can go on."""
         import ray
 
@@ -110,6 +110,7 @@ class Fleet:
         for seat in self._seats:
             if seat.run_again_s is not None and time.monotonic() >= seat.run_again_s and not seat.given_up:
                 seat.run, seat.run_again_s = seat.actor.run.remote(self._ledger), None
+        self._was_ready = self._was_ready or any_ready
         self._bound_the_wait()
 
     def _ended(self, seat: _Seat, ref: ObjectRef[None]) -> None:
@@ -155,12 +156,6 @@ class Fleet:
 
     def _bound_the_wait(self) -> None:
         """A job whose first engine never comes must not wait for ever."""
-        import ray
-
-        if self._was_ready:
-            return
-        progress = ray.get(self._ledger.progress.remote())
-        self._was_ready = any(life.engines_ready for life in progress.lives.values())
         bound_s = max(plan.start_timeout_s for plan, _ in self._pools.values())
         if not self._was_ready and time.monotonic() - self._began_s > bound_s:
             raise JobFailed(

@@ -9,7 +9,7 @@ The scheme. Rows come in order of the input (`offer`), wait in a bounded window 
 to be published; this actor is the only one that renames into the output folder, so there is one order of commits.
 
 1. A part is published only if its engine still holds every row in it. When an engine is lost (its process died, or it
-   was silent for LOST_S), its rows go to others; a late part of it is refused, by row, and the engine drops them.
+   was silent for too long), its rows go to others; a late part of it is refused, by row, and the engine drops them.
    All or nothing: a refused part is not renamed.
 2. The ledger dies with the driver's job. A new driver takes the lock and then discards `_staging` before it lists the
    parts: on a POSIX file system a rename out of a discarded folder fails, so whatever an old ledger managed to publish
@@ -27,87 +27,21 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
-from typing import NamedTuple
 
 from batch_jobs.engines.base import EngineLimits
 from batch_jobs.input.prepared import Prepared
 from batch_jobs.ordering.window import Window
 from batch_jobs.reporting.stats import RowStat
 from batch_jobs.work.duplicates import Duplicates
-from batch_jobs.work.messages import Copy, EngineReport, Orders, Work
+from batch_jobs.work.engine_life import EngineLife, Held, Patience
+from batch_jobs.work.messages import EngineReport, Orders, Work
 from batch_jobs.work.suspects import Suspects
-from batch_jobs.work.tail import Pace, grant, steal
+from batch_jobs.work.tail import grant, steal
 
-LOST_S = 60.0
 ASIDE = 4
 """Windows' worth of rows that may wait outside the window for another row's answer."""
 MAX_DEATHS_WITHOUT_COMMIT = 6
 CRASHED = "the engine died each time it ran this row, the last time with no other row in it"
-
-
-@dataclass(frozen=True)
-class Patience:
-    """How long an engine is waited for."""
-
-    start_s: float = 600.0
-    """Until it is ready."""
-    stall_s: float = 3600.0
-    """With rows in it and none finished: longer than the longest answer takes."""
-
-
-class Held(NamedTuple):
-    """A row that an engine has, with what was asked of the engine."""
-
-    row: Prepared
-    copy: Copy | None = None
-    error: str | None = None
-
-    @property
-    def runs(self) -> bool:
-        """Whether it is in the engine itself: copies and error rows only pass through the process."""
-        return self.copy is None and self.error is None
-
-
-@dataclass
-class EngineLife:
-    """One engine process, from registration to its last sign of life."""
-
-    id: str
-    pool: str
-    seat: str
-    born_s: float
-    seen_s: float
-    limits: EngineLimits | None = None
-    start_s: float | None = None
-    held: dict[int, Held] = field(default_factory=dict)
-    busy_s: float = 0.0
-    """Time with at least one row, up to the last time it had none."""
-    busy_from_s: float | None = None
-    report: EngineReport = field(default_factory=lambda: EngineReport(0))
-    unpublished: int = 0
-    """Rows that it holds and has finished: they wait for their part."""
-    recall: int = 0
-    progress_s: float = 0.0
-    """When a row of it was last committed, or it got rows after having none."""
-    apart: bool = False
-    """Whether it runs suspects, which nobody else may join."""
-    stopped: bool = False
-    lost: bool = False
-
-    def busy_until(self, now_s: float) -> float:
-        return self.busy_s + (now_s - self.busy_from_s if self.busy_from_s is not None else 0.0)
-
-    def note_busy(self, now_s: float) -> None:
-        """Called when rows came or went."""
-        if self.held and self.busy_from_s is None:
-            self.busy_from_s = self.progress_s = now_s
-        elif not self.held and self.busy_from_s is not None:
-            self.busy_s, self.busy_from_s = self.busy_until(now_s), None
-
-    def pace(self) -> Pace:
-        held = sum(held.runs for held in self.held.values()) - self.unpublished - self.recall
-        return Pace(self.id, max(0, held), self.report.running, self.report.depth, self.report.mean_seconds)
 
 
 class Ledger:
@@ -283,7 +217,7 @@ class Ledger:
 
     def _count_slots(self) -> None:
         """The window begins its tail, longest answers first, when what is left fits the engines a last time."""
-        self._window.slots = sum(_running(life) for life in self._ready()) or None
+        self._window.slots = sum(life.limits.max_running for life in self._ready() if life.limits) or None
 
     def _ready(self) -> list[EngineLife]:
         return [life for life in self.engines.values() if life.limits is not None and not life.lost]
@@ -297,7 +231,7 @@ class Ledger:
         return [number for number in numbers if doubled or number not in held]
 
     def publishing(self, numbers: Sequence[int]) -> None:
-        """Until `committed`, or until this is called with none, these rows stay with their engine."""
+        """Until this is called with none, these rows stay with their engine."""
         self._moving = set(numbers)
 
     def committed(self, engine: str, part: str, stats: Sequence[RowStat]) -> None:
@@ -309,7 +243,6 @@ class Ledger:
             if not stat.duplicate and not stat.error:
                 self._window.observe(row.input_tokens, row.output_tokens, stat.output_tokens)
                 self._deaths_without_commit = 0
-        self._moving = set()
         life.unpublished = max(0, life.unpublished - len(stats))
         life.progress_s = self._clock()
         life.note_busy(life.progress_s)
@@ -329,18 +262,11 @@ class Ledger:
 
     def lose_stuck(self) -> list[EngineLife]:
         """Give up engines that say nothing, that do not come up, or that finish nothing. Their processes must end."""
-        stuck = [life for life in self.engines.values() if not life.lost and self._is_stuck(life)]
+        now, done = self._clock(), self.done
+        stuck = [life for life in self.engines.values() if life.is_stuck(now, self._patience, done)]
         for life in stuck:
             self._lose(life)
         return stuck
-
-    def _is_stuck(self, life: EngineLife) -> bool:
-        now = self._clock()
-        if life.limits is None:
-            return now - life.born_s > self._patience.start_s
-        if life.stopped or self.done:
-            return False
-        return now - life.seen_s > LOST_S or (bool(life.held) and now - life.progress_s > self._patience.stall_s)
 
     def _lose(self, life: EngineLife) -> None:
         if life.lost:
@@ -363,7 +289,3 @@ class Ledger:
                     f"engines died {self._deaths_without_commit} times and no row was finished in between. See the "
                     "actors' log for why (often memory: lower gpu_memory_utilization, max_num_seqs or max_model_len)."
                 )
-
-
-def _running(life: EngineLife) -> int:
-    return life.limits.max_running if life.limits else 1

@@ -28,7 +28,8 @@ from batch_jobs.output.parts import LOCK_FILE, staged_name
 from batch_jobs.reporting.metrics import JobMetrics
 from batch_jobs.reporting.stats import PoolLife, Progress, RowStat, RunStats
 from batch_jobs.storage import Storage
-from batch_jobs.work.ledger import Ledger, Patience
+from batch_jobs.work.engine_life import Patience
+from batch_jobs.work.ledger import Ledger
 from batch_jobs.work.messages import EngineReport, Orders
 
 if TYPE_CHECKING:
@@ -38,9 +39,10 @@ MAX_START_FAILURES = 3
 """So many in a row, and a seat is given up."""
 MOVE_ATTEMPTS = 3
 MOVE_PAUSE_S = 0.5
-log = logging.getLogger(__name__)
 POLL_S = 1.0
 """The longest that an engine's question, or the driver's offer, waits inside the actor."""
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)

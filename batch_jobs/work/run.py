@@ -36,7 +36,7 @@ STOP_GRACE_S = float(os.environ.get("RAY_JOB_STOP_WAIT_TIME_S", "3")) - 1.0
 
 QUIET_RAY = {
     "RAY_worker_niceness": "0",  # else engines lag behind whatever else the machine does
-    # Nobody looks at a cluster that lives and dies with one job; on two cores each of these costs a percent.
+    # Nobody looks at a cluster that lives and dies with one job, and on a small machine what it reports costs time.
     "RAY_enable_metrics_collection": "0",
     "RAY_task_events_report_interval_ms": "0",
     "RAY_event_stats": "0",
@@ -143,7 +143,7 @@ class Run:
             if self._source.error is not None:
                 self._stop_engines()
                 raise JobFailed(f"reading the input failed: {_root_message(self._source.error)}. Rerun to continue.")
-            self._fleet.look()
+            self._fleet.look(any(life.engines_ready for life in progress.lives.values()))
             stopped.wait(POLL_S)
 
     def _start_source(self, progress: Progress) -> None:

@@ -15,7 +15,7 @@ from batch_jobs.plan import Plan
 from batch_jobs.request import JobRequest
 from batch_jobs.storage import Storage
 from batch_jobs.work.engine_actor import ActorSettings
-from batch_jobs.work.ledger import Patience
+from batch_jobs.work.engine_life import Patience
 from batch_jobs.work.ledger_actor import LedgerSettings
 
 if TYPE_CHECKING:

@@ -46,7 +46,8 @@ def test_good_and_bad_rows_then_a_rerun_with_nothing_to_do(tmp_path: Path) -> No
     }  # fmt: skip
     result = report(tmp_path)
     assert (result["rows"], result["ok"], sum(result["errors"].values()), result["complete"]) == (66, 61, 5, True)
-    assert result["run"]["engines_started"] == 2 and result["run"]["usd"] > 0
+    # The first engine may have done all before the second one is up.
+    assert result["run"]["engines_started"] in (1, 2) and result["run"]["usd"] > 0
     assert "starting a local one" in text and "66 of 66 rows" in text
     assert (tmp_path / "out" / "report.html").read_text().startswith("<!doctype html>")
     assert (tmp_path / "out" / "done.json").exists() and not (tmp_path / "out" / "_lock.json").exists()

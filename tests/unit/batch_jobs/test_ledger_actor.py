@@ -14,7 +14,7 @@ from batch_jobs.input.prepared import Prepared
 from batch_jobs.output.parts import LOCK_FILE, STAGING, staged_name
 from batch_jobs.reporting.stats import RowStat
 from batch_jobs.storage import Storage
-from batch_jobs.work.ledger import Patience
+from batch_jobs.work.engine_life import Patience
 from batch_jobs.work.ledger_actor import POLL_S, LedgerActor, LedgerSettings
 from batch_jobs.work.messages import EngineReport
 
@@ -49,6 +49,16 @@ def stage(folder: Path, name: str = PART) -> None:
     Storage(str(folder)).write(staged_name("run", name), b"{}\n")
 
 
+async def one_row_staged(folder: Path) -> LedgerActor:
+    """Engine `e` has row 0 and has written it into a part that nobody has published."""
+    actor = actor_in(folder)
+    await started(actor)
+    await actor.offer(rows(1))
+    await actor.exchange("e", EngineReport(4))
+    stage(folder)
+    return actor
+
+
 async def test_a_part_gets_its_name_once_and_counts(tmp_path: Path) -> None:
     actor = actor_in(tmp_path)
     await started(actor)
@@ -79,11 +89,7 @@ async def test_a_part_with_a_row_that_moved_on_is_refused_whole(tmp_path: Path) 
 
 
 async def test_another_run_that_took_the_output_stops_this_one(tmp_path: Path) -> None:
-    actor = actor_in(tmp_path)
-    await started(actor)
-    await actor.offer(rows(1))
-    await actor.exchange("e", EngineReport(4))
-    stage(tmp_path)
+    actor = await one_row_staged(tmp_path)
     Storage(str(tmp_path)).write(LOCK_FILE, json.dumps({"run_id": "other"}).encode())
     with pytest.raises(RuntimeError, match="another run has taken over"):
         await actor.publish("e", PART, stats(0))
@@ -94,11 +100,7 @@ async def test_another_run_that_took_the_output_stops_this_one(tmp_path: Path) -
 
 async def test_nothing_is_published_out_of_a_discarded_staging_folder(tmp_path: Path) -> None:
     """What a new driver does first, so that an old ledger cannot add to what it has listed."""
-    actor = actor_in(tmp_path)
-    await started(actor)
-    await actor.offer(rows(1))
-    await actor.exchange("e", EngineReport(4))
-    stage(tmp_path)
+    actor = await one_row_staged(tmp_path)
     Storage(str(tmp_path)).discard_folder(STAGING)
     with pytest.raises(FileNotFoundError):
         await actor.publish("e", PART, stats(0))
@@ -108,11 +110,7 @@ async def test_nothing_is_published_out_of_a_discarded_staging_folder(tmp_path: 
 async def test_an_engine_cannot_be_lost_in_the_middle_of_its_commit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    actor = actor_in(tmp_path)
-    await started(actor)
-    await actor.offer(rows(1))
-    await actor.exchange("e", EngineReport(4))
-    stage(tmp_path)
+    actor = await one_row_staged(tmp_path)
     move = Storage.move
 
     def slow_move(self: Storage, source: str, target: str) -> None:
@@ -172,11 +170,7 @@ async def test_engines_that_fail_to_start_leave_their_reason(tmp_path: Path) -> 
 
 async def test_a_part_whose_move_half_succeeded_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An object store copies and then deletes; the delete may fail."""
-    actor = actor_in(tmp_path)
-    await started(actor)
-    await actor.offer(rows(1))
-    await actor.exchange("e", EngineReport(4))
-    stage(tmp_path)
+    actor = await one_row_staged(tmp_path)
 
     def copy_alone(self: Storage, source: str, target: str) -> None:
         self.write(target, self.read(source))
