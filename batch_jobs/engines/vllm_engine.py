@@ -25,12 +25,14 @@ from typing import Any, NoReturn
 
 from fastapi import FastAPI
 from vllm.engine.arg_utils import AsyncEngineArgs
+from vllm.platforms import current_platform
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 from vllm.v1.engine.async_llm import AsyncLLM
 
 from batch_jobs.engines.asgi_call import call
 from batch_jobs.engines.base import Ask, EngineDied, EngineLimits, EngineSettings, Reply
 from cluster.engines.arguments import merge, to_argv
+from cluster.engines.vllm import cpu_lora_problem
 
 # Nobody scrapes an engine inside a job: the job reports its own figures. Cached tokens are part of the bill.
 _DEFAULTS = {"disable-log-stats": True, "enable-prompt-tokens-details": True}
@@ -96,6 +98,10 @@ def server_arguments(settings: EngineSettings) -> Namespace:
     model = {"model": str(prepared.path_or_id), "served-model-name": settings.model}
     arguments = merge(settings.engine_args, defaults, {})
     parsed: Namespace = _parser().parse_args(to_argv({**model, **arguments}, negated_flags=True))
+    if current_platform.is_cpu():
+        problem = cpu_lora_problem(parsed.enable_lora, len(parsed.lora_modules or ()), parsed.max_loras)
+        if problem is not None:
+            raise ValueError(f"vLLM does not take the engine's arguments: {problem}")
     return parsed
 
 

@@ -7,6 +7,7 @@ Booleans: every boolean option of vLLM also has the form `--no-NAME`, so false i
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -36,6 +37,8 @@ OWNED: Final = {
     "ssl-certfile": _PRIVATE,
     "api-key": "remove it: each start has a random key, and API keys of clients belong to tenants",
 }
+SALTED_PATHS: Final = frozenset({"/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/responses"})
+"""Where a request's `cache_salt` separates its cached prefixes from those of other salts."""
 METRICS: Final = MetricNames(
     running="vllm:num_requests_running",
     waiting=("vllm:num_requests_waiting",),
@@ -61,6 +64,8 @@ def build_spec(
         raise EngineConfigError(f"engine.env.{API_KEY_VARIABLE}: this is set by Tribes; {OWNED['api-key']}")
     defaults = {**DEFAULTS, "max-model-len": max_model_len, "revision": revision}
     args = arguments.merge(engine.args, defaults, OWNED)
+    if deployment.resources.gpus == 0 and (problem := _lora_problem(args)):
+        raise EngineConfigError(f"engine.args.{problem}")
     address = {"model": str(model_path), "served-model-name": model_name, "host": host, "port": port}
     # The key goes through the environment, which only the owner can read; argv is there for every user of the node.
     # vLLM's sockets go into the private folder, because a vLLM that is killed leaves them where they are.
@@ -77,5 +82,22 @@ def build_spec(
     )
 
 
+def cpu_lora_problem(enabled: bool, adapters: int, slots: int) -> str | None:
+    """On a CPU a request without an adapter gets what is in the last adapter slot (vLLM up to 0.32, its pull request
+    48421), so one slot must stay empty. None where that holds."""
+    if not enabled or slots > adapters:
+        return None
+    return (
+        f"max_loras: {slots} with {adapters} adapters: on a CPU, vLLM applies the adapter of the last slot to requests "
+        f"that name none; set max_loras: {adapters + 1}"
+    )
+
+
 async def read_load(session: aiohttp.ClientSession, base_url: str, api_key: str) -> EngineLoad:
     return await fetch_load(session, base_url, api_key, METRICS)
+
+
+def _lora_problem(args: Mapping[str, Any]) -> str | None:
+    modules = args.get("lora-modules") or ()
+    adapters = 1 if isinstance(modules, str | Mapping) else len(modules)
+    return cpu_lora_problem(bool(args.get("enable-lora")), adapters, int(args.get("max-loras") or 1))

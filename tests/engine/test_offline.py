@@ -21,6 +21,8 @@ import yaml
 from batch_jobs.output.lock import process_start
 from cluster.config import load_config
 from cluster.engines.guard import descendants
+from cluster.models import prepare_model
+from tests.support.lora import random_adapter
 from tests.support.offline_jobs import output_rows, write_jsonl
 
 pytestmark = [pytest.mark.engine, pytest.mark.live, pytest.mark.timeout(400)]
@@ -44,6 +46,13 @@ def write_config(folder: Path, part_rows: int, **engine_args: Any) -> Path:
     path = folder / "config.yaml"
     path.write_text(yaml.safe_dump(settings))
     return path
+
+
+def model_folder() -> Path:
+    local = load_config(ROOT / "configs" / "local.yaml")
+    folder = prepare_model(MODEL, local.models[MODEL], local.paths, print).folder
+    assert folder is not None
+    return folder
 
 
 GREEDY = ("--max-tokens", "16", "--temperature", "0")
@@ -80,12 +89,16 @@ def test_answers_and_bad_rows(tmp_path: Path) -> None:
     rows.append({"id": "schema", "messages": [number], "params": {"response_format": response_format}})
     rows.append({"id": "short", "prompt": "Count: one, two,", "params": {"max_tokens": 3}})
     rows.append({"id": "again", "messages": rows[0]["messages"]})
+    rows.append({"id": "adapted", "prompt": "The capital of France is", "lora": "odd"})
     bad = [
         {"id": "long", "prompt": "word " * 20_000},
         {"id": "empty", "prompt": ""},
         {"id": "params", "prompt": "x", "params": {"max_tokens": -1}},
+        {"id": "nobody", "prompt": "x", "lora": "even"},
     ]
-    job = start(tmp_path, write_jsonl(tmp_path / "in.jsonl", [*rows, *bad]), write_config(tmp_path, 256))
+    adapter = random_adapter(model_folder(), tmp_path / "adapter", scale=0.5)
+    config = write_config(tmp_path, 256, enable_lora=True, max_loras=2, lora_modules=[f"odd={adapter}"])
+    job = start(tmp_path, write_jsonl(tmp_path / "in.jsonl", [*rows, *bad]), config)
     try:
         assert job.wait(380) == 0, (tmp_path / "log").read_text()
     finally:
@@ -98,6 +111,8 @@ def test_answers_and_bad_rows(tmp_path: Path) -> None:
     assert answers["short"]["output_tokens"] == 3 and answers["short"]["finish_reason"] == "length"
     assert {answers["again"]["duplicate_of"], answers["q0"]["duplicate_of"]} in ({"q0", None}, {"again", None})
     assert answers["again"]["output"] == answers["q0"]["output"]
+    assert answers["adapted"]["output"] != answers["raw"]["output"]
+    assert answers["nobody"]["error"]["type"] == "invalid_params"
     assert (
         answers["params"]["error"]["type"] == "invalid_request"
         and "max_tokens" in answers["params"]["error"]["message"]
@@ -105,7 +120,7 @@ def test_answers_and_bad_rows(tmp_path: Path) -> None:
     assert answers["long"]["error"]["type"] == "prompt_too_long"
     assert answers["empty"]["error"]["type"] == "missing_prompt"
     report = json.loads((tmp_path / "out" / "report.json").read_text())
-    assert report["complete"] and report["ok"] == 28 and report["duplicates"] == 1 and report["run"]["usd_per_mtok"] > 0
+    assert report["complete"] and report["ok"] == 29 and report["duplicates"] == 1 and report["run"]["usd_per_mtok"] > 0
 
 
 def test_embeddings_to_parquet(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from cluster.config import DeploymentConfig
+from cluster.config.deployments import ResourcesConfig
 from cluster.engines import EngineConfigError, LaunchSpec, build_spec
 from cluster.engines.launch import RUN_DIR, free_port, new_api_key
 
@@ -54,6 +55,16 @@ def test_vllm_gets_its_key_from_the_environment_and_sglang_from_a_private_file(t
     sglang = spec_of("sglang", tmp_path)
     assert value_after(sglang, "--config") == f"{RUN_DIR}/sglang.yaml"
     assert sglang.files == {"sglang.yaml": f'api-key: "{KEY}"\n'}
+
+
+def test_on_a_cpu_an_adapter_slot_stays_empty_for_requests_without_an_adapter(tmp_path):
+    lora = {"enable_lora": True, "lora_modules": ["a=/a", "b=/b"]}
+    for few in (lora, {**lora, "max_loras": 2}):
+        with pytest.raises(EngineConfigError, match="set max_loras: 3"):
+            spec_of("vllm", tmp_path, args=few)
+    assert "--enable-lora" in spec_of("vllm", tmp_path, args={**lora, "max_loras": 3}).argv
+    on_gpu = deployment("vllm", args=lora).model_copy(update={"resources": ResourcesConfig(gpus=1)})
+    assert "--enable-lora" in build_spec(on_gpu, "org/m", tmp_path, "127.0.0.1", 7001, KEY).argv
 
 
 def test_defaults_give_way_to_the_deployment(tmp_path):
