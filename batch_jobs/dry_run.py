@@ -10,6 +10,7 @@ real, so a dry run costs an engine start in every pool; it is the only figure wo
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 
 from rich.console import Console
 
@@ -49,7 +50,10 @@ def dry_run(
     lock.take()
     try:
         storage.make_folder(f"{STAGING}/{run_id}")
-        settings = run_settings(request, plan, spec, storage, run_id, JSONL, scan.columns.schema())
+        # Billed to nobody: it has no output that would tell what was booked.
+        settings = run_settings(
+            replace(request, tenant=None), plan, spec, storage, run_id, JSONL, scan.columns.schema()
+        )
         connect(plan, request.engine_logs)
         console.print(f"dry run: {rows} of {scan.row_count} rows, one engine in every pool", highlight=False)
         run = Run(plan, settings, sample, spec, rows, seats={pool.name: 1 for pool in plan.pools}, together=True)

@@ -98,6 +98,12 @@ def generate(
         bool, _option(RUN, help="Run a sample on one engine of each pool and predict time and cost; keeps nothing.")
     ] = False,
     sample_rows: Annotated[int, _option(RUN, min=1, help="Rows of a dry run.")] = 256,
+    tenant: Annotated[
+        str | None,
+        _option(
+            RUN, help="Who is billed: usage and engines go to the cluster's ledger (`tribes usage`). Default: nobody."
+        ),
+    ] = None,
     engine_logs: Annotated[bool, _option(RUN, help="Show the engines' output here; Ray keeps it anyway.")] = False,
     engine_class: Annotated[str, typer.Option(hidden=True, help="Engine to run, as module:Class.")] = VLLM_ENGINE,
 ) -> None:
@@ -130,6 +136,7 @@ def generate(
         ordered=order,
         dedupe=dedupe,
         dry_run=sample_rows if dry_run else None,
+        tenant=tenant,
         engine_logs=engine_logs,
         engine_class=engine_class,
         command=tuple(sys.argv[1:]),

@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 import time
 import uuid
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import orjson
 from rich.console import Console
@@ -34,8 +34,13 @@ from batch_jobs.reporting.report import Report, make_report, print_report
 from batch_jobs.reporting.stats import Progress, RunStats
 from batch_jobs.request import JobRequest
 from batch_jobs.storage import Storage
+from batch_jobs.work.billing import Bill, billing_of
+
+if TYPE_CHECKING:
+    from batch_jobs.work.run import Run
 
 EXIT_STOPPED = 130
+SETTLE_ATTEMPTS = 5
 HTML_FILE = "report.html"
 
 
@@ -71,10 +76,14 @@ class Job:
             # After the lock and before the listing: see work/ledger.py, point 2.
             storage.discard_folder(STAGING)
             assembled = is_assembled(storage)  # then parts that are left are doubles of rows in the final files
-            done, totals = (IdSet(), Totals()) if assembled else committed(storage)
+            billing = billing_of(request, plan, storage, self._run_id)
+            bill = Bill(billing) if billing else None
+            done, totals = (IdSet(), Totals()) if assembled else committed(storage, bill.book if bill else None)
             scan = scan_inputs(files, request.limit, done, spec)
             self._format = self._part_format(files, spec)
             check_fingerprint(storage, self._fingerprint(spec, scan), request.command)
+            if bill is not None:
+                bill.write_once()  # what earlier runs committed and perhaps did not get to book
             if assembled:
                 return self._already_assembled(storage, scan.row_count)
             self._say(f"{scan.row_count} rows, {scan.row_count - scan.pending_count} of them committed already")
@@ -151,6 +160,7 @@ class Job:
             with ProgressView(self._console, scan.row_count, totals.rows, plan.prices) as view:
                 progress = run.watch(lambda now: progress_file.show(view.show(now)), self._stop)
                 progress_file.show(view.show(progress))
+            self._settle(run)
             seconds = time.monotonic() - began_s
             run.close()  # first: engines need not be paid while the report is written
             complete = self._finish(plan, storage, files, spec, scan, totals, progress, seconds)
@@ -159,6 +169,14 @@ class Job:
             run.close()
             progress_file.end(ended_as)
         return 0 if complete else EXIT_STOPPED
+
+    def _settle(self, run: Run) -> None:
+        """Before parts are put together, which a later run could not book any more."""
+        if problem := run.settle(1 if self._stop.is_set() else SETTLE_ATTEMPTS):
+            raise JobFailed(
+                f"what the job used was not written to the state store ({problem}). The rows are committed; rerun, "
+                "which costs seconds, when it can be reached (state.url)."
+            )
 
     def _finish(
         self, plan: Plan, storage: Storage, files: list[InputFile], spec: JobSpec, scan: Scan, before: Totals,

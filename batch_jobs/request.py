@@ -31,6 +31,8 @@ class JobRequest:
     dedupe: bool = True
     dry_run: int | None = None
     """Run only so many sampled rows and predict the rest; None = the real thing."""
+    tenant: str | None = None
+    """Who is billed in the cluster's state store; None = nobody, and the store is not touched."""
     engine_logs: bool = False
     engine_class: str = VLLM_ENGINE
     command: tuple[str, ...] = ()

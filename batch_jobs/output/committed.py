@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import fields
 from typing import Any, NamedTuple
 
@@ -40,22 +40,33 @@ class CommittedRow(NamedTuple):
     duplicate: bool
 
 
-def committed(storage: Storage) -> tuple[IdSet, Totals]:
-    """Ids and sums of all committed rows. Raises JobRefused as `read_committed` does."""
+def committed(storage: Storage, on_part: Callable[[str, Totals], None] | None = None) -> tuple[IdSet, Totals]:
+    """Ids and sums of all committed rows, and of each part to `on_part`. Raises JobRefused as `read_committed` does."""
     totals = Totals()
 
     def ids() -> Iterator[str]:
-        for row in read_committed(storage):
-            totals.add(*row[1:])
-            yield row.id
+        nonlocal totals
+        for name, rows in _read_parts(storage):
+            of_part = Totals()
+            for row in rows:
+                of_part.add(*row[1:])
+                yield row.id
+            totals = totals.plus(of_part)
+            if on_part is not None:
+                on_part(name, of_part)
 
     return IdSet(ids()), totals
 
 
 def read_committed(storage: Storage) -> Iterator[CommittedRow]:
     """Every committed row. Raises JobRefused for a damaged part rather than doing its rows twice."""
-    for rows in storage.map(lambda name: part_rows(storage, name), part_names(storage)):
+    for _, rows in _read_parts(storage):
         yield from rows
+
+
+def _read_parts(storage: Storage) -> Iterator[tuple[str, list[CommittedRow]]]:
+    names = part_names(storage)
+    yield from zip(names, storage.map(lambda name: part_rows(storage, name), names), strict=True)
 
 
 def part_names(storage: Storage) -> list[str]:

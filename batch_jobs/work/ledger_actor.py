@@ -24,10 +24,11 @@ from typing import TYPE_CHECKING, Any
 from batch_jobs.engines.base import EngineLimits
 from batch_jobs.input.prepared import Prepared
 from batch_jobs.ordering.window import Window
-from batch_jobs.output.parts import LOCK_FILE, staged_name
+from batch_jobs.output.parts import LOCK_FILE, Totals, staged_name
 from batch_jobs.reporting.metrics import JobMetrics
 from batch_jobs.reporting.stats import PoolLife, Progress, RowStat, RunStats
 from batch_jobs.storage import Storage
+from batch_jobs.work.billing import Bill, Billing, Span
 from batch_jobs.work.engine_life import Patience
 from batch_jobs.work.ledger import Ledger
 from batch_jobs.work.messages import EngineReport, Orders
@@ -59,6 +60,7 @@ class LedgerSettings:
     ordered: bool
     dedupe: bool
     patience: Patience
+    billing: Billing | None = None
 
 
 @dataclass(frozen=True)
@@ -81,6 +83,8 @@ class LedgerActor:
         self._ledger = Ledger(window, settings.max_engines, settings.dedupe, settings.patience)
         self._stats = RunStats(settings.pools)
         self._metrics = JobMetrics(settings.model)
+        self._bill = Bill(settings.billing) if settings.billing else None
+        self._billed: asyncio.Task[str | None] | None = None
         self._began_s = time.monotonic()
         self._ended_s: dict[str, float] = {}
         self._ready_s: dict[str, float] = {}
@@ -125,6 +129,7 @@ class LedgerActor:
             for stuck in self._ledger.lose_stuck():
                 self._end(stuck.id)
                 self._stuck_seats.append(stuck.seat)
+        self._bill_on()
         ledger = self._ledger
         lives = {pool: self._pool_life(pool) for pool in self._settings.pools}
         for pool, life in lives.items():
@@ -138,6 +143,21 @@ class LedgerActor:
             waiting_rows=ledger.waiting,
             running_rows=ledger.running,
         )
+
+    async def settle(self, attempts: int) -> str | None:
+        """Bring the ledger of usage up to date; what went wrong, or None."""
+        return await self._bill.settle(self._spans(), attempts) if self._bill else None
+
+    def _bill_on(self) -> None:
+        """Behind the driver's looks; what fails is written with the next one."""
+        if self._bill is not None and (self._billed is None or self._billed.done()):
+            self._billed = asyncio.create_task(self._bill.settle(self._spans(), 1))
+
+    def _spans(self) -> list[Span]:
+        now_s = time.monotonic()
+        past_s = time.time() - now_s  # to the clock on the wall
+        lives = self._ledger.engines.values()
+        return [Span(e.id, e.pool, past_s + e.born_s, past_s + self._ended_s.get(e.id, now_s)) for e in lives]
 
     # The engines
 
@@ -203,6 +223,11 @@ class LedgerActor:
         except Exception as error:  # the part is there; what is in memory cannot be trusted any more
             self._ledger.fail(f"the account of {part} failed ({error!r}). Rerun to continue.")
             raise
+        if self._bill is not None:
+            totals = Totals()
+            for stat in stats:
+                totals.add(*stat[2:6], stat.duplicate)
+            self._bill.book(part, totals, pool)
         self._stats.record(pool, time.monotonic() - self._began_s, stats)
         self._metrics.count(pool, stats)
 

@@ -168,6 +168,16 @@ class Run:
         ray.shutdown()
         self._source.join(CLOSE_GRACE_S)
 
+    def settle(self, attempts: int) -> str | None:
+        """Write what was used to the cluster's ledger; what went wrong, or None."""
+        import ray
+
+        try:
+            problem: str | None = ray.get(self._ledger.settle.remote(attempts))
+        except ray.exceptions.RayError as error:
+            problem = f"the ledger was lost: {error}"
+        return problem
+
     def progress(self) -> Progress:
         import ray
 

@@ -14,6 +14,7 @@ from batch_jobs.output.part_buffer import PartSettings
 from batch_jobs.plan import Plan
 from batch_jobs.request import JobRequest
 from batch_jobs.storage import Storage
+from batch_jobs.work.billing import billing_of
 from batch_jobs.work.engine_actor import ActorSettings
 from batch_jobs.work.engine_life import Patience
 from batch_jobs.work.ledger_actor import LedgerSettings
@@ -55,6 +56,7 @@ def run_settings(
         ordered=request.ordered,
         dedupe=request.dedupe,
         patience=Patience(max(pool.start_timeout_s for pool in plan.pools), offline.stall_timeout_s),
+        billing=billing_of(request, plan, storage, run_id),
     )
     actors = {
         pool.name: ActorSettings(

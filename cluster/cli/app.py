@@ -10,7 +10,15 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from cluster.cli import batch_commands, chat_command, cluster_commands, config_commands, demo_command, keys_commands
+from cluster.cli import (
+    batch_commands,
+    chat_command,
+    cluster_commands,
+    config_commands,
+    demo_command,
+    keys_commands,
+    usage_command,
+)
 from cluster.cli.errors import INTERRUPTED, explained
 from cluster.cli.screen import error_console
 
@@ -46,6 +54,7 @@ app.command("status")(cluster_commands.status)
 app.add_typer(keys_commands.app, name="keys")
 app.command("chat")(chat_command.chat)
 app.add_typer(batch_commands.app, name="batch")
+app.command("usage")(usage_command.usage)
 app.command("validate")(config_commands.validate)
 app.command("schema")(config_commands.schema)
 app.command("demo")(demo_command.demo)

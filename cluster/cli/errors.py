@@ -20,11 +20,11 @@ def explained(error: Exception) -> str | None:
     from cluster.config import ConfigError
     from cluster.local import LocalClusterError
     from cluster.models import ModelError
-    from cluster.state import KeyNotFoundError
+    from cluster.state import KeyNotFoundError, StoreVersionError
 
     if isinstance(error, KeyNotFoundError):
         return str(error.args[0])
-    if isinstance(error, UsageError | ConfigError | LocalClusterError | ModelError | RequestFailed):
+    if isinstance(error, UsageError | ConfigError | LocalClusterError | ModelError | RequestFailed | StoreVersionError):
         return str(error)
     if isinstance(error, httpx.ConnectError | ConnectionRefusedError):
         return f"nothing answers{_where(error)}: {error}. Is the cluster up? `tribes up` starts it."

@@ -1,57 +1,40 @@
-"""The state store. Owns: sessions and queries. Must not know: Ray, HTTP, scheduling.
+"""The state store. Owns: transactions, and the queries on tenants and keys. Must not know: Ray, HTTP.
 
-SQLite runs in WAL mode with a busy timeout, so that several processes of one machine share it; a cluster of several
-nodes takes PostgreSQL by URL. Every method is one transaction.
+Every method is one transaction.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import Engine, create_engine, event, func, select
-from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.engine import make_url
+from sqlalchemy import Engine, select
 from sqlalchemy.orm import Session
 
+from cluster.scheduling.service import ServiceWeights
+from cluster.state import bill, schema, spans, usage
+from cluster.state.bill import Grouping, Spent, UsageLine
+from cluster.state.engine import make_engine
 from cluster.state.keys import KeyInfo, KeyNotFoundError, hash_key, new_key
-from cluster.state.tables import ApiKeyRow, Base, ReplicaSpanRow, TenantRow, UsageRow
-
-BUSY_TIMEOUT_S = 30
-
-
-@dataclass(frozen=True, slots=True)
-class UsageRecord:
-    """One finished request as the ledger keeps it; times in seconds, tokens as the engine reported them."""
-
-    request_id: str
-    tenant: str
-    key_id: str
-    model: str
-    deployment: str
-    request_class: str
-    prompt_tokens: int
-    cached_tokens: int
-    output_tokens: int
-    queue_wait_s: float
-    ttft_s: float | None
-    duration_s: float
-    status: int
-    finished_at_s: float
+from cluster.state.tables import ApiKeyRow, ReplicaSpanRow, TenantRow
+from cluster.state.usage import Period, UsageRecord
 
 
 class Store:
     """Tenants, keys, usage and replica lifetimes behind one SQLAlchemy URL."""
 
     def __init__(self, url: str) -> None:
-        self._engine = _make_engine(url)
+        self._engine = make_engine(url)
+
+    @property
+    def engine(self) -> Engine:
+        """For the parts of the store that have modules of their own."""
+        return self._engine
 
     def create(self) -> None:
-        """Create what is missing; harmless when all is there."""
-        Base.metadata.create_all(self._engine)
+        """Create or migrate the tables; harmless when all is there. Raises StoreVersionError for a newer store."""
+        schema.bring_up(self._engine)
 
     def close(self) -> None:
         self._engine.dispose()
@@ -114,28 +97,37 @@ class Store:
 
     def add_usage(self, records: Iterable[UsageRecord]) -> None:
         """Append finished requests; one that is there already is left alone."""
-        rows = [asdict(record) for record in records]
-        if rows:
-            insert = postgresql.insert if self._engine.dialect.name == "postgresql" else sqlite.insert
-            with self._engine.begin() as connection:
-                connection.execute(insert(UsageRow).on_conflict_do_nothing(), rows)
+        with self._engine.begin() as connection:
+            usage.append(connection, records)
 
     def usage(self, since_s: float = 0.0) -> list[UsageRecord]:
         """Finished requests since a point in time, oldest first."""
-        columns = [getattr(UsageRow, name) for name in UsageRecord.__dataclass_fields__]
-        query = select(*columns).where(UsageRow.finished_at_s >= since_s).order_by(UsageRow.finished_at_s)
-        with Session(self._engine) as session:
-            return [UsageRecord(*row) for row in session.execute(query)]
+        with self._engine.connect() as connection:
+            return usage.records(connection, since_s)
 
-    def usage_totals(self, since_s: float = 0.0) -> list[dict[str, Any]]:
+    def usage_totals(self, since_s: float = 0.0, until_s: float | None = None) -> list[dict[str, Any]]:
         """Sums per tenant, model, deployment and class."""
-        keys = (UsageRow.tenant, UsageRow.model, UsageRow.deployment, UsageRow.request_class)
-        sums = [
-            func.sum(c).label(c.key) for c in (UsageRow.prompt_tokens, UsageRow.cached_tokens, UsageRow.output_tokens)
-        ]
-        query = select(*keys, func.count().label("requests"), *sums).where(UsageRow.finished_at_s >= since_s)
-        with Session(self._engine) as session:
-            return [dict(row._mapping) for row in session.execute(query.group_by(*keys))]
+        return self.usage_sums(Period(since_s, until_s), ("tenant", "model", "deployment", "request_class"))
+
+    def usage_sums(self, period: Period, by: Sequence[str], tenant: str | None = None) -> list[dict[str, Any]]:
+        """Requests and tokens per group of a period; `by` as in `usage.sums`."""
+        with self._engine.connect() as connection:
+            return usage.sums(connection, period, by, tenant)
+
+    def usage_lines(
+        self, period: Period, weights: ServiceWeights, tenant: str | None = None, by: Grouping | None = None
+    ) -> list[UsageLine]:
+        """What tenants, or their keys, models, classes or days, used and cost."""
+        with self._engine.connect() as connection:
+            return bill.usage_lines(connection, period, weights, tenant, by)
+
+    def spent_today(self, now_s: float, weights: ServiceWeights | None = None) -> dict[str, Spent]:
+        """Tokens and dollars since midnight UTC, per tenant that used anything. Cheap: it reads sums, not requests.
+
+        `weights` are the configuration's (`scheduling.input_weight` and `output_weight`), by which costs are split.
+        """
+        with self._engine.connect() as connection:
+            return bill.spent_today(connection, now_s, weights or ServiceWeights())
 
     # --- replicas -------------------------------------------------------------------------------------------------
 
@@ -154,19 +146,10 @@ class Store:
         with Session(self._engine) as session, session.begin():
             session.merge(row)
 
-    def replica_seconds(self, since_s: float = 0.0) -> list[dict[str, Any]]:
-        """Seconds and dollars per deployment since a point in time."""
-        query = select(ReplicaSpanRow).where(ReplicaSpanRow.last_seen_at_s >= since_s)
-        totals: dict[str, dict[str, Any]] = {}
-        with Session(self._engine) as session:
-            for row in session.scalars(query):
-                seconds = row.last_seen_at_s - max(row.started_at_s, since_s)
-                total = totals.setdefault(
-                    row.deployment, {"deployment": row.deployment, "model": row.model, "seconds": 0.0, "usd": 0.0}
-                )
-                total["seconds"] += seconds
-                total["usd"] += seconds / 3600 * row.usd_per_hour
-        return list(totals.values())
+    def replica_seconds(self, since_s: float = 0.0, until_s: float | None = None) -> list[dict[str, Any]]:
+        """Seconds and dollars per deployment in a period."""
+        with self._engine.connect() as connection:
+            return spans.replica_seconds(connection, Period(since_s, until_s))
 
     def _insert_key(self, key_id: str, secret: str, tenant: str) -> None:
         row = ApiKeyRow(
@@ -174,24 +157,6 @@ class Store:
         )
         with Session(self._engine) as session, session.begin():
             session.add(row)
-
-
-def _make_engine(url: str) -> Engine:
-    parsed = make_url(url)
-    if parsed.get_backend_name() != "sqlite":
-        return create_engine(url, pool_pre_ping=True)
-    if parsed.database and parsed.database != ":memory:":
-        Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
-    engine = create_engine(url, connect_args={"timeout": BUSY_TIMEOUT_S})
-
-    @event.listens_for(engine, "connect")
-    def _tune(connection: Any, _record: object) -> None:
-        connection.execute("PRAGMA journal_mode=WAL")
-        # Survives the death of processes; only a power cut may lose the last commits.
-        connection.execute("PRAGMA synchronous=NORMAL")
-        connection.execute("PRAGMA foreign_keys=ON")
-
-    return engine
 
 
 def _key_info(row: ApiKeyRow) -> KeyInfo:

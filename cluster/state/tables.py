@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sqlalchemy import JSON, Boolean, Float, ForeignKey, Index, Integer, String
+from sqlalchemy import JSON, BigInteger, Boolean, Float, ForeignKey, Index, Integer, String
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 
@@ -32,7 +32,7 @@ class ApiKeyRow(Base):
 
 
 class UsageRow(Base):
-    """One finished request. Append-only; `request_id` makes a repeated write harmless."""
+    """One finished request, or many of an offline job. Append-only; `request_id` makes a repeated write harmless."""
 
     __tablename__ = "usage"
     __table_args__ = (Index("usage_by_time", "finished_at_s"), Index("usage_by_tenant", "tenant", "finished_at_s"))
@@ -51,12 +51,34 @@ class UsageRow(Base):
     duration_s: Mapped[float] = mapped_column(Float)
     status: Mapped[int] = mapped_column(Integer)
     finished_at_s: Mapped[float] = mapped_column(Float)
+    requests: Mapped[int] = mapped_column(Integer, default=1, server_default="1")
+    """More than one in the record of a part of an offline job."""
+
+
+class UsageHourRow(Base):
+    """Sums of `usage` over one hour. Written with the rows that they sum, so that both always agree."""
+
+    __tablename__ = "usage_hours"
+    __table_args__ = (Index("usage_hours_by_tenant", "tenant", "hour_s"),)
+
+    hour_s: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)
+    """When the hour began."""
+    tenant: Mapped[str] = mapped_column(String(64), primary_key=True)
+    key_id: Mapped[str] = mapped_column(String(32), primary_key=True)
+    model: Mapped[str] = mapped_column(String(255), primary_key=True)
+    deployment: Mapped[str] = mapped_column(String(255), primary_key=True)
+    request_class: Mapped[str] = mapped_column(String(16), primary_key=True)
+    requests: Mapped[int] = mapped_column(BigInteger)
+    prompt_tokens: Mapped[int] = mapped_column(BigInteger)
+    cached_tokens: Mapped[int] = mapped_column(BigInteger)
+    output_tokens: Mapped[int] = mapped_column(BigInteger)
 
 
 class ReplicaSpanRow(Base):
     """The life of one replica: what it cost is (last_seen - started) x price, whoever used it."""
 
     __tablename__ = "replica_spans"
+    __table_args__ = (Index("replica_spans_by_last_seen", "last_seen_at_s"),)
 
     replica_id: Mapped[str] = mapped_column(String(255), primary_key=True)
     model: Mapped[str] = mapped_column(String(255))

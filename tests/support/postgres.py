@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import tempfile
 import time
@@ -47,7 +48,7 @@ def postgres_url() -> Iterator[str]:
             _wait_ready(server, Path(folder, "log"))
             yield f"postgresql+psycopg://tribes@127.0.0.1:{port}/postgres"
         finally:
-            server.terminate()
+            server.send_signal(signal.SIGINT)  # does not wait for clients to leave, as SIGTERM would
             server.wait(timeout=30)
     finally:
         shutil.rmtree(folder, ignore_errors=True)

@@ -3,52 +3,14 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from sqlalchemy import create_engine
 
 from cluster.scheduling import ServiceWeights
-from cluster.state import KeyNotFoundError, Store, UsageRecord, hash_key, tenant_costs
-from cluster.state.tables import Base
-from tests.support.postgres import postgres_url, server_program
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[str]:
-    with postgres_url() as url:
-        yield url
-
-
-@pytest.fixture(params=["sqlite", "postgresql"])
-def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    if request.param == "sqlite":
-        return f"sqlite:///{tmp_path}/sub/state.db"
-    if server_program("initdb") is None:
-        pytest.skip("PostgreSQL is not installed")
-    url: str = request.getfixturevalue("server")
-    engine = create_engine(url)
-    Base.metadata.drop_all(engine)
-    engine.dispose()
-    return url
-
-
-@pytest.fixture
-def store(url: str) -> Iterator[Store]:
-    store = Store(url)
-    store.create()
-    yield store
-    store.close()
-
-
-def record(number: int, tenant: str = "a", deployment: str = "d", **tokens: int) -> UsageRecord:
-    counts = {"prompt_tokens": 10, "cached_tokens": 4, "output_tokens": 7, **tokens}
-    return UsageRecord(
-        f"r{number}", tenant, "k", "m", deployment, "online", queue_wait_s=0.1, ttft_s=0.2, duration_s=1.0,
-        status=200, finished_at_s=1000.0 + number, **counts,
-    )  # fmt: skip
+from cluster.state import KeyNotFoundError, Store, hash_key, tenant_costs
+from tests.unit.state.records import record
 
 
 def test_a_key_is_found_until_revoked_and_never_stored(store: Store, tmp_path: Path) -> None:
