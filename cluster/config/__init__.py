@@ -12,6 +12,7 @@ from cluster.config.models import S3, HuggingFace, LocalFolder, ModelConfig, Mod
 from cluster.config.root import TribesConfig, config_schema
 from cluster.config.scheduling import ClassConfig, SchedulingConfig
 from cluster.config.services import (
+    CacheSalt,
     GatewayConfig,
     OfflineConfig,
     OwnDoorConfig,
@@ -23,6 +24,7 @@ from cluster.config.tenants import LimitsConfig, TenantConfig
 
 __all__ = [
     "S3",
+    "CacheSalt",
     "ClassConfig",
     "ConfigError",
     "DeploymentConfig",

@@ -15,7 +15,7 @@ from pydantic import BaseModel
 from cluster.config.deployments import DeploymentConfig, ReplicasConfig
 from cluster.config.errors import KeyPath, Problem, unknown_reference
 from cluster.config.resolve import DATA_PLACEHOLDER
-from cluster.config.scheduling import CLASS_DEFAULTS
+from cluster.config.scheduling import CLASS_DEFAULTS, SchedulingConfig
 from cluster.config.services import GatewayConfig, OwnDoorConfig, RayConfig
 from cluster.vocabulary import RequestClass
 
@@ -36,7 +36,7 @@ def cross_problems(data: Data) -> list[Problem]:
     problems += _check_models_run(data)
     problems += _check_ports(data)
     problems += _check_floors(data)
-    problems += _check_state_url(data)
+    problems += _check_placeholders(data)
     return problems
 
 
@@ -142,15 +142,20 @@ def _check_floors(data: Data) -> Iterator[Problem]:
         if not _is_number(floor):
             return
         floors[request_class] = floor
+    raised_share = _section(data, "scheduling").get("raised_share", SchedulingConfig().raised_share)
     if sum(floors.values()) >= 1:
         parts = " + ".join(f"{name} {floor:g}" for name, floor in floors.items())
         path = ("scheduling", "classes")
         yield Problem(path, f"the floors add up to {sum(floors.values()):g} ({parts}); lower them to below 1")
+    elif _is_number(raised_share) and sum(floors.values()) + raised_share >= 1:
+        total = f"the floors ({sum(floors.values()):g}) and raised_share ({raised_share:g}) leave online nothing"
+        yield Problem(("scheduling", "raised_share"), f"{total}; lower them to below 1 together")
 
 
-def _check_state_url(data: Data) -> Iterator[Problem]:
-    url = _section(data, "state").get("url")
-    if not isinstance(url, str):
-        return
-    for unknown in _PLACEHOLDER.findall(url.replace(DATA_PLACEHOLDER, "")):
-        yield Problem(("state", "url"), f"unknown placeholder {unknown}; only {DATA_PLACEHOLDER} is known")
+def _check_placeholders(data: Data) -> Iterator[Problem]:
+    for section in ("state", "files"):
+        url = _section(data, section).get("url")
+        if not isinstance(url, str):
+            continue
+        for unknown in _PLACEHOLDER.findall(url.replace(DATA_PLACEHOLDER, "")):
+            yield Problem((section, "url"), f"unknown placeholder {unknown}; only {DATA_PLACEHOLDER} is known")

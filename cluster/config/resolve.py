@@ -12,7 +12,7 @@ from typing import Final
 
 from cluster.config.deployments import DeploymentConfig
 from cluster.config.models import LocalFolder, ModelConfig
-from cluster.config.services import PathsConfig, RayConfig, StateConfig
+from cluster.config.services import FilesConfig, PathsConfig, RayConfig, StateConfig
 
 DATA_PLACEHOLDER: Final = "{paths.data}"
 
@@ -37,6 +37,11 @@ def resolve_state(state: StateConfig, data: Path, base: Path) -> StateConfig:
     if match := _SQLITE_FILE.fullmatch(url):
         url = f"{match['scheme']}{absolute(match['path'], base)}{match['query'] or ''}"
     return state.model_copy(update={"url": url})
+
+
+def resolve_files(files: FilesConfig, data: Path, base: Path) -> FilesConfig:
+    url = files.url.replace(DATA_PLACEHOLDER, str(data))
+    return files.model_copy(update={"url": url if "://" in url else str(absolute(url, base))})
 
 
 def resolve_ray(ray: RayConfig, base: Path) -> RayConfig:

@@ -18,13 +18,22 @@ from cluster.config.errors import ConfigError
 from cluster.config.models import ModelConfig
 from cluster.config.resolve import (
     resolve_deployment,
+    resolve_files,
     resolve_model,
     resolve_paths,
     resolve_ray,
     resolve_state,
 )
 from cluster.config.scheduling import SchedulingConfig
-from cluster.config.services import GatewayConfig, OfflineConfig, PathsConfig, RayConfig, StateConfig
+from cluster.config.services import (
+    BatchesConfig,
+    FilesConfig,
+    GatewayConfig,
+    OfflineConfig,
+    PathsConfig,
+    RayConfig,
+    StateConfig,
+)
 from cluster.config.tenants import TenantConfig
 
 
@@ -41,6 +50,8 @@ class TribesConfig(Section):
     scheduling: SchedulingConfig = SchedulingConfig()
     gateway: GatewayConfig = GatewayConfig()
     state: StateConfig = StateConfig()
+    files: FilesConfig = FilesConfig()
+    batches: BatchesConfig = BatchesConfig()
     paths: PathsConfig = PathsConfig()
     ray: RayConfig = RayConfig()
     offline: OfflineConfig = OfflineConfig()
@@ -57,6 +68,7 @@ class TribesConfig(Section):
         resolved = {
             "paths": paths,
             "state": resolve_state(self.state, paths.data, base),
+            "files": resolve_files(self.files, paths.data, base),
             "ray": resolve_ray(self.ray, base),
             "models": {name: resolve_model(model, base) for name, model in self.models.items()},
             "deployments": {name: resolve_deployment(item, base) for name, item in self.deployments.items()},

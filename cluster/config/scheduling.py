@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from pydantic import ConfigDict, Field, field_validator
 
@@ -27,14 +27,20 @@ class ClassConfig(Section):
     )
     max_wait_s: float = Field(default=600, gt=0, description="A request that waited this long is refused.")
     floor: float = Field(
-        default=0, ge=0, lt=1, description="Share of the slots guaranteed while this class has a backlog."
+        default=0, ge=0, lt=1, description="Share of the service guaranteed while this class has a backlog."
+    )
+    max_age_s: float | None = Field(
+        default=None,
+        gt=0,
+        description="When its oldest request has waited this long, the class goes before more important ones, within "
+        "scheduling.raised_share; null = never.",
     )
 
 
 CLASS_DEFAULTS: Final[Mapping[RequestClass, ClassConfig]] = {
     RequestClass.ONLINE: ClassConfig(max_queued=512, max_wait_s=30, floor=0),
-    RequestClass.SEMI_ONLINE: ClassConfig(max_queued=4096, max_wait_s=600, floor=0.1),
-    RequestClass.OFFLINE: ClassConfig(max_queued=4096, max_wait_s=86400, floor=0.02),
+    RequestClass.SEMI_ONLINE: ClassConfig(max_queued=4096, max_wait_s=600, floor=0.1, max_age_s=60),
+    RequestClass.OFFLINE: ClassConfig(max_queued=4096, max_wait_s=86400, floor=0.02, max_age_s=3600),
 }
 
 
@@ -43,6 +49,35 @@ class SchedulingConfig(Section):
 
     input_weight: float = Field(default=1, ge=0, description="Service charged per uncached input token.")
     output_weight: float = Field(default=2, gt=0, description="Service charged per output token.")
+    fairness: Literal["vtc", "dlpm"] = Field(
+        default="vtc",
+        description="How tenants take turns: vtc = the one with the least service per weight; dlpm = among those "
+        "within locality_quantum_tokens of it, the request whose prompt is cached on a free replica.",
+    )
+    locality_quantum_tokens: float = Field(
+        default=4096,
+        gt=0,
+        description="dlpm: service by which a tenant may run ahead of the others for a cached prefix. Small = like "
+        "vtc, large = like serving the longest cached prefix first.",
+    )
+    max_queued: int | None = Field(
+        default=8192,
+        ge=0,
+        description="Requests that may wait, all classes together; beyond it the least important class is shed first. "
+        "null = only the classes' own bounds.",
+    )
+    raised_share: float = Field(
+        default=0.2,
+        ge=0,
+        lt=1,
+        description="Most of the service that aged or urgent work may take from more important classes, beside floors.",
+    )
+    deadline_margin_s: float = Field(
+        default=60,
+        ge=0,
+        description="A class with a deadline nearer than this (or than twice its usual run time) goes before more "
+        "important ones, within raised_share.",
+    )
     classes: dict[RequestClass, ClassConfig] = Field(
         default_factory=lambda: dict(CLASS_DEFAULTS),
         description="Per class; classes and keys that are left out keep their defaults.",

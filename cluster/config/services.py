@@ -1,4 +1,4 @@
-"""Role: the sections about the cluster's own processes. Owns: gateway, state, paths, ray and offline settings.
+"""Role: the sections about the cluster's own processes. Owns: gateway, state, files, batches, paths, ray and offline.
 
 Must not know: how those processes are written.
 """
@@ -11,6 +11,8 @@ from typing import Literal
 from pydantic import Field
 
 from cluster.config.base import Port, Section
+
+CacheSalt = Literal["tenant", "key", "off"]
 
 
 class OwnDoorConfig(Section):
@@ -33,6 +35,11 @@ class GatewayConfig(Section):
     max_attempts: int = Field(default=3, ge=1, description="Replicas tried for one request, the first included.")
     own_door: OwnDoorConfig = OwnDoorConfig()
     auto_tier: Literal["default", "flex"] = Field(default="default", description="What service_tier auto means.")
+    cache_salt: CacheSalt = Field(
+        default="tenant",
+        description="Who shares cached prefixes, where the engine can tell: each tenant or each key has its own; "
+        "off = all share, and timing tells what others have asked.",
+    )
 
 
 class StateConfig(Section):
@@ -42,6 +49,55 @@ class StateConfig(Section):
         default="sqlite:///{paths.data}/state.db",
         min_length=1,
         description="SQLAlchemy URL; {paths.data} stands for that folder.",
+    )
+
+
+class FilesConfig(Section):
+    """The store of uploaded files and of batches' results."""
+
+    url: str = Field(
+        default="{paths.data}/files",
+        min_length=1,
+        description="A folder, or a URL that pyarrow.fs knows (s3://bucket/folder?region=...). Several nodes need a "
+        "URL or a shared folder. {paths.data} stands for that folder.",
+    )
+    max_bytes: int = Field(default=512 * 1024 * 1024, ge=1, description="Size of one uploaded file.")
+    max_tenant_bytes: int | None = Field(
+        default=None, ge=1, description="All files of one tenant together; null = unlimited."
+    )
+    batch_input_days: float | None = Field(
+        default=30, gt=0, description="Life of files uploaded for batches without expires_after; null = for ever."
+    )
+
+
+class BatchesConfig(Section):
+    """The Batch API, and the worker that carries out what was accepted to be done later."""
+
+    max_requests: int = Field(default=50_000, ge=1, description="Lines of one input file; more fail the batch.")
+    max_unfinished: int | None = Field(
+        default=1000, ge=1, description="Unfinished batches of one tenant; more are refused. null = unlimited."
+    )
+    offline_job_threshold: int | None = Field(
+        default=1000,
+        ge=0,
+        description="Batches of more lines become an offline job if an offline deployment has the model. null = never.",
+    )
+    max_jobs: int = Field(
+        default=2, ge=1, description="Offline jobs of one model that a worker has running at once; others wait."
+    )
+    max_in_flight: int = Field(
+        default=64, ge=1, description="Requests of one model that a worker has in the queue or running at once."
+    )
+    max_attempts: int = Field(
+        default=5, ge=1, description="Times that a request is sent again after its replica failed (502)."
+    )
+    workers: int = Field(default=1, ge=1, description="Worker processes; they share the work by taking whole batches.")
+    cpus: float = Field(default=0.1, ge=0, description="Logical CPUs that one worker reserves.")
+    stale_after_s: float = Field(
+        default=20,
+        gt=0,
+        description="A worker that was silent this long has its work taken over by another. Keep it above the 15 s "
+        "after which queues forget a silent process, and above what clocks of nodes differ by.",
     )
 
 

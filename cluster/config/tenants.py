@@ -18,6 +18,10 @@ class LimitsConfig(Section):
     )
     requests_per_minute: int | None = Field(default=None, ge=1)
     tokens_per_minute: int | None = Field(default=None, ge=1)
+    tokens_per_day: int | None = Field(
+        default=None, ge=1, description="Prompt and output tokens a day (UTC), all models together."
+    )
+    usd_per_day: float | None = Field(default=None, gt=0, description="Dollars a day (UTC), all models together.")
 
 
 class TenantConfig(Section):

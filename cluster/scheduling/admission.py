@@ -1,72 +1,74 @@
 """Admission: may this request wait, and if not, when is it worth trying again.
 
 Refusals are computed from counts kept up to date, so refusing costs O(1). `Retry-After` is honest: for a rate limit the
-time until the bucket has room, for a full queue the tenant's waiting service over the rate at which *its* work drains.
+time until the bucket has room, for a budget the time to midnight UTC, for a full queue the tenant's waiting tokens over
+the rate at which *its* work drains.
 
-Owns: the tenants' accounts and drain rates. Must not know: order among tenants, replicas, HTTP.
+Owns: the tenants' accounts. Must not know: order among tenants, replicas, HTTP.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
-from cluster.scheduling.limits import TenantAccount
-from cluster.scheduling.rates import RateMeter
-from cluster.scheduling.types import ClassPolicy, Refusal, TenantLimits, Ticket, TokenUsage
-from cluster.vocabulary import RequestClass
+from cluster.scheduling.limits import DAY_S, TenantAccount
+from cluster.scheduling.types import RateLimitState, Refusal, TenantLimits, Ticket, TokenUsage
 
 MIN_RETRY_S = 1.0
 MAX_RETRY_S = 600.0
 UNKNOWN_RATE_RETRY_S = 5.0
 """Answer while a tenant's drain rate is not known yet (nothing of it has run)."""
+_UNLIMITED = TenantLimits()
 
 
 class Admission:
-    """Bounds and limits over all tenants and classes of one model."""
+    """Limits and accounts over all tenants and classes of one model."""
 
-    def __init__(self, classes: Mapping[RequestClass, ClassPolicy]) -> None:
-        self._classes = dict(classes)
-        self._limits: dict[str, TenantLimits] = {}
+    def __init__(self) -> None:
         self._accounts: dict[str, TenantAccount] = {}
-        self._drain: dict[str, RateMeter] = {}
-        self._backlog: dict[str, float] = {}
 
-    def max_wait_s(self, request_class: RequestClass) -> float:
-        return self._classes[request_class].max_wait_s
-
-    def set_limits(self, tenant: str, limits: TenantLimits, now_s: float) -> None:
-        if self._limits.get(tenant) == limits:
-            return
-        self._limits[tenant] = limits
-        old = self._accounts.get(tenant)
-        account = self._accounts[tenant] = TenantAccount(limits, now_s)
-        if old is not None:
-            account.running, account.queued = old.running, old.queued
+    def set_limits(self, tenant: str, limits: TenantLimits, now_s: float) -> TenantAccount:
+        account = self.account(tenant, now_s)
+        if account.limits != limits:
+            account.apply(limits, now_s)
+        return account
 
     def account(self, tenant: str, now_s: float) -> TenantAccount:
         account = self._accounts.get(tenant)
         if account is None:
-            account = self._accounts[tenant] = TenantAccount(self._limits.get(tenant, TenantLimits()), now_s)
+            account = self._accounts[tenant] = TenantAccount(_UNLIMITED, now_s)
         return account
 
-    def check(self, ticket: Ticket, class_queued: int, must_wait: bool, now_s: float) -> Refusal | None:
-        """None when the ticket may come in; nothing is counted yet."""
+    def set_spent(self, tenant: str, tokens: int, usd: float, now_s: float) -> None:
+        self.account(tenant, now_s).set_spent(tokens, usd, now_s)
+
+    def rate_limits(self, tenant: str, now_s: float) -> RateLimitState | None:
+        account = self._accounts.get(tenant)
+        return account.rate_limits(now_s) if account is not None else None
+
+    def check(self, ticket: Ticket, must_wait: bool, now_s: float) -> Refusal | None:
+        """None when the tenant's own limits let the ticket in; nothing is counted yet."""
         account = self.account(ticket.tenant, now_s)
-        wait_s, limit = account.rate_wait_s(ticket.prompt_tokens + ticket.max_output_tokens, now_s)
+        budget = account.exhausted(now_s)
+        if budget is not None:
+            message = f"tenant {ticket.tenant!r} has used up its budget of today (limits.{budget}); raise it or wait"
+            return self._refuse(ticket, 429, "insufficient_quota", message, DAY_S - now_s % DAY_S, now_s)
+        wait_s, limit = account.rate_wait_s(ticket.limit_tokens, now_s)
         if wait_s > 0:
             message = f"tenant {ticket.tenant!r} is over its {limit} limit"
-            return Refusal(ticket.ticket_id, 429, "rate_limit_exceeded", message, _clamp(wait_s))
-        if not must_wait and account.may_run:
-            return None
-        if not account.may_queue:
+            return self._refuse(ticket, 429, "rate_limit_exceeded", message, _clamp(wait_s), now_s)
+        if must_wait and not account.may_queue:
             message = f"tenant {ticket.tenant!r} already has {account.queued} requests waiting, its limit"
-            return Refusal(
-                ticket.ticket_id, 429, "tenant_queue_full", message, self.retry_after_s(ticket.tenant, now_s)
-            )
-        if class_queued >= self._classes[ticket.request_class].max_queued:
-            message = f"the {ticket.request_class} queue is full ({class_queued} requests waiting)"
-            return Refusal(ticket.ticket_id, 429, "queue_full", message, self.retry_after_s(ticket.tenant, now_s))
+            retry_s = self.retry_after_s(ticket.tenant, now_s)
+            return self._refuse(ticket, 429, "tenant_queue_full", message, retry_s, now_s)
         return None
+
+    def queue_full(self, ticket: Ticket, waiting: int, which: str, now_s: float) -> Refusal:
+        message = f"{which} is full ({waiting} requests waiting)"
+        retry_s = self.retry_after_s(ticket.tenant, now_s)
+        return self._refuse(ticket, 429, "queue_full", message, retry_s, now_s)
+
+    def shed(self, ticket: Ticket, now_s: float) -> Refusal:
+        message = "the queue is full and this request made room for one of a tenant that used less"
+        return self._refuse(ticket, 503, "shed", message, self.retry_after_s(ticket.tenant, now_s), now_s)
 
     def unserved(self, ticket: Ticket) -> Refusal:
         message = f"no deployment serves the class {ticket.request_class}"
@@ -74,45 +76,51 @@ class Admission:
 
     def expired(self, ticket: Ticket, now_s: float) -> Refusal:
         message = f"no replica became free within {now_s - ticket.arrived_at_s:.0f} s"
-        return Refusal(ticket.ticket_id, 503, "queue_timeout", message, self.retry_after_s(ticket.tenant, now_s))
+        return self._refuse(ticket, 503, "queue_timeout", message, self.retry_after_s(ticket.tenant, now_s), now_s)
 
     def retry_after_s(self, tenant: str, now_s: float) -> float:
         """Seconds until the tenant's waiting work has drained at its present rate."""
-        meter = self._drain.get(tenant)
-        rate = meter.rate(now_s) if meter else 0.0
-        if rate <= 0:
+        account = self._accounts.get(tenant)
+        rate = account.drain.rate(now_s) if account is not None else 0.0
+        if account is None or rate <= 0:
             return UNKNOWN_RATE_RETRY_S
-        return _clamp(self._backlog.get(tenant, 0.0) / rate)
+        return _clamp(account.backlog_tokens / rate)
 
     def enqueued(self, ticket: Ticket, now_s: float) -> None:
-        self.account(ticket.tenant, now_s).take(_tokens(ticket), now_s)
+        self.account(ticket.tenant, now_s).take(ticket.limit_tokens, now_s)
         self.restored(ticket, now_s)
 
     def restored(self, ticket: Ticket, now_s: float) -> None:
-        self.account(ticket.tenant, now_s).queued += 1
-        self._backlog[ticket.tenant] = self._backlog.get(ticket.tenant, 0.0) + _tokens(ticket)
+        account = self.account(ticket.tenant, now_s)
+        account.queued += 1
+        account.backlog_tokens += ticket.limit_tokens
 
-    def left(self, ticket: Ticket, now_s: float) -> None:
+    def left(self, ticket: Ticket) -> None:
         """The ticket no longer waits."""
-        self.account(ticket.tenant, now_s).queued -= 1
-        self._backlog[ticket.tenant] -= _tokens(ticket)
+        account = self._accounts[ticket.tenant]
+        account.queued -= 1
+        account.backlog_tokens -= ticket.limit_tokens
 
-    def started(self, ticket: Ticket, now_s: float) -> None:
-        self.left(ticket, now_s)
-        self.account(ticket.tenant, now_s).running += 1
-        self._drain.setdefault(ticket.tenant, RateMeter(tau_s=30)).add(_tokens(ticket), now_s)
+    def started(self, tenant: str, tokens: int, now_s: float) -> TenantAccount:
+        """A ticket for which limits count `tokens` no longer waits: it runs."""
+        account = self._accounts[tenant]
+        account.queued -= 1
+        account.backlog_tokens -= tokens
+        account.running += 1
+        account.drain.add(tokens, now_s)
+        return account
 
-    def finished(self, tenant: str, now_s: float) -> None:
-        self.account(tenant, now_s).running -= 1
-
-    def settle(self, ticket: Ticket, usage: TokenUsage, now_s: float) -> None:
+    def settle(self, account: TenantAccount, ticket: Ticket, usage: TokenUsage, now_s: float) -> None:
         """Give back (or take) the difference between the tokens assumed at admission and those used."""
-        difference = usage.prompt_tokens + usage.output_tokens - _tokens(ticket)
-        self.account(ticket.tenant, now_s).take(difference, now_s, requests=0)
+        used = usage.prompt_tokens + usage.output_tokens
+        account.take(used - ticket.limit_tokens, now_s, requests=0)
+        account.spend(used, now_s)
 
-
-def _tokens(ticket: Ticket) -> int:
-    return ticket.prompt_tokens + ticket.max_output_tokens
+    def _refuse(
+        self, ticket: Ticket, status: int, code: str, message: str, retry_after_s: float, now_s: float
+    ) -> Refusal:
+        state = self.rate_limits(ticket.tenant, now_s)
+        return Refusal(ticket.ticket_id, status, code, message, retry_after_s, state)
 
 
 def _clamp(seconds: float) -> float:

@@ -37,10 +37,19 @@ class DemandMeter:
         self._gone: dict[str, PeakRate] = {}
 
     def arrived(self, request_class: RequestClass, service: float, now_s: float) -> None:
-        self._arrivals.setdefault(request_class, RateMeter(self._arrival_tau_s)).add(service, now_s)
+        meter = self._arrivals.get(request_class)
+        if meter is None:
+            meter = self._arrivals[request_class] = RateMeter(self._arrival_tau_s)
+        meter.add(service, now_s)
 
     def worked(self, deployment: str, replica_id: str, service: float, now_s: float) -> None:
-        self._work.setdefault(deployment, {}).setdefault(replica_id, PeakRate()).add(service, now_s)
+        per_replica = self._work.get(deployment)
+        if per_replica is None:
+            per_replica = self._work[deployment] = {}
+        peak = per_replica.get(replica_id)
+        if peak is None:
+            peak = per_replica[replica_id] = PeakRate()
+        peak.add(service, now_s)
 
     def forget_replica(self, deployment: str, replica_id: str, now_s: float) -> None:
         gone = self._work.get(deployment, {}).pop(replica_id, None)

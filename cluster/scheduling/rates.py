@@ -26,7 +26,8 @@ class RateMeter:
     def add(self, amount: float, now_s: float) -> None:
         if self._start_s is None:
             self._start_s = self._last_s = now_s
-        self._decay(now_s)
+        if now_s > self._last_s:
+            self._decay(now_s)
         self._mass += amount
 
     def rate(self, now_s: float) -> float:

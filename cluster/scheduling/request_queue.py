@@ -1,52 +1,47 @@
 """The shared multitenant request queue of one model: tickets in, leases out.
 
-Composes the policies: admission limits, class order, token-fair queue per class, placement. The live dispatcher and
-the simulator drive the same object; every call takes the time, nothing sleeps, nothing does I/O, one caller at a time.
+Composes the policies: admission limits, class order, token-fair tree per class, shedding, placement, leases. The live
+dispatcher and the simulator drive the same object; every call takes the time, nothing sleeps, nothing does I/O, one
+caller at a time. A decision costs O(log n), amortised, in tenants, waiting tickets and replicas.
 
-Owns: who waits, who runs where, and what each tenant has been charged.
+Owns: who waits, and the order of events between the policies.
 Must not know: Ray, HTTP, engines, the configuration file.
 """
 
 from __future__ import annotations
 
-import heapq
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from itertools import count
+from typing import Any
 
 from cluster.scheduling.admission import Admission
-from cluster.scheduling.class_order import ClassOrder
+from cluster.scheduling.class_lines import ClassLine, ClassLines
 from cluster.scheduling.demand import Demand, DemandMeter
-from cluster.scheduling.fair_queue import FairQueue
+from cluster.scheduling.flows import Waiting
+from cluster.scheduling.lease_desk import LeaseDesk
+from cluster.scheduling.locality import LocalityChooser
 from cluster.scheduling.placement import SessionPlacement
+from cluster.scheduling.replica_pools import ReplicaPools
 from cluster.scheduling.service import OutputPredictor, ServiceWeights
-from cluster.scheduling.types import ClassPolicy, Lease, Refusal, Replica, TenantPolicy, Ticket, TokenUsage
+from cluster.scheduling.types import (
+    ClassPolicy,
+    Lease,
+    Prepaid,
+    QueuePolicy,
+    RateLimitState,
+    Refusal,
+    Replica,
+    TenantPolicy,
+    Ticket,
+    TokenUsage,
+)
 from cluster.vocabulary import RequestClass
-
-
-@dataclass(frozen=True, slots=True)
-class _Waiting:
-    """A ticket with the service it was predicted to need when it came."""
-
-    ticket: Ticket
-    service: float
-
-
-@dataclass(slots=True)
-class _Running:
-    """A lease with what was charged for it so far."""
-
-    lease: Lease
-    charged: float
-    predicted_output: int
-    reported_output: int = 0
 
 
 class RequestQueue:
     """Fair, bounded queue in front of a changing set of replicas.
 
-    Invariants (tested): a lease occupies one slot of one replica until `release` or `release_owner`; no replica is
-    granted more than `max_running`; a ticket ends exactly once, in a lease, a refusal or a cancellation.
+    Invariants (tested): a lease or prepaid slot occupies one slot of one replica until it ends; no replica is granted
+    more than `max_running`; a ticket ends exactly once, in a lease, a refusal or a cancellation.
     """
 
     def __init__(
@@ -54,275 +49,318 @@ class RequestQueue:
         classes: Mapping[RequestClass, ClassPolicy],
         weights: ServiceWeights | None = None,
         *,
+        policy: QueuePolicy | None = None,
         predictor: OutputPredictor | None = None,
         lease_prefix: str = "",
     ) -> None:
-        self._weights = weights or ServiceWeights()
-        self._predictor = predictor or OutputPredictor()
-        self._admission = Admission(classes)
-        self._order = ClassOrder({c: p.floor for c, p in classes.items()})
-        self._queues = {c: FairQueue() for c in classes}
-        self._placement = SessionPlacement()
+        policy = policy or QueuePolicy()
+        self._admission = Admission()
+        self._lines = ClassLines(classes, policy)
+        self._pools = ReplicaPools()
+        self._placement = SessionPlacement(self._pools)
+        self._locality: LocalityChooser | None = None
+        if policy.fairness == "dlpm":
+            self._locality = LocalityChooser(policy.locality_quantum_tokens, self._pools, self._placement)
         self._demand = DemandMeter()
-        self._replicas: dict[str, Replica] = {}
-        self._waiting: dict[str, _Waiting] = {}
-        self._backlog = dict.fromkeys(classes, 0.0)
-        self._expiry: list[tuple[float, str]] = []
-        self._running: dict[str, _Running] = {}
-        self._lease_ids = count()
-        self._lease_prefix = lease_prefix
+        self._desk = LeaseDesk(
+            self._lines,
+            self._pools,
+            self._admission,
+            self._demand,
+            weights or ServiceWeights(),
+            predictor or OutputPredictor(),
+            lease_prefix,
+        )
+        self._waiting: dict[str, Waiting] = {}
+        self._shed: list[tuple[Ticket, Refusal]] = []
+        self._policies: dict[str, TenantPolicy] = {}
+        self._snapshot_version = 0
+        self._charged_until_s = float("-inf")
 
     # --- tenants and replicas -------------------------------------------------------------------------------------
 
     def set_tenant(self, tenant: str, policy: TenantPolicy, now_s: float) -> None:
         """Set weight and limits; counts and counters are kept."""
-        self._admission.set_limits(tenant, policy.limits, now_s)
-        for queue in self._queues.values():
-            queue.set_weight(tenant, policy.weight)
-        self._hold_or_unhold(tenant, now_s)
+        if self._policies.get(tenant) == policy:
+            return
+        if policy.weight <= 0:
+            raise ValueError(f"weight of tenant {tenant!r} must be above 0, got {policy.weight}")
+        self._policies[tenant] = policy
+        self._lines.set_weight(tenant, policy.weight)
+        self._desk.hold_or_unhold(tenant, self._admission.set_limits(tenant, policy.limits, now_s))
+
+    def set_spent(self, tenant: str, tokens: int, usd: float, now_s: float) -> None:
+        """What the tenant has spent today (UTC), all models together, for its daily budgets."""
+        self._admission.set_spent(tenant, tokens, usd, now_s)
+
+    def rate_limits(self, tenant: str, now_s: float) -> RateLimitState | None:
+        """What the tenant's rate limits leave; None when it has none."""
+        return self._admission.rate_limits(tenant, now_s)
 
     def put_replica(self, replica: Replica, now_s: float) -> None:
         """Add a replica, or update its classes, slots and draining mark; what runs on it is kept."""
-        known = self._replicas.get(replica.replica_id)
-        running = sum(1 for r in self._running.values() if r.lease.replica_id == replica.replica_id)
-        replica.running = known.running if known else running
-        self._replicas[replica.replica_id] = replica
+        known = self._pools.get(replica.replica_id)
+        self._pools.put(replica, self._desk.book.taken_on(replica.replica_id) if known is None else 0)
 
     def remove_replica(self, replica_id: str, now_s: float) -> list[Lease]:
         """Forget a replica (gone or dead). Returns the leases it still held: their gateways must be told.
 
         The leases stay on their tenants' accounts until released, because only the gateway knows what was delivered.
+        Prepaid slots there end: nothing was charged for them.
         """
-        replica = self._replicas.pop(replica_id, None)
-        if replica is None:
+        seat = self._pools.remove(replica_id)
+        if seat is None:
             return []
         self._placement.forget_replica(replica_id)
-        self._demand.forget_replica(replica.deployment, replica_id, now_s)
-        return [r.lease for r in self._running.values() if r.lease.replica_id == replica_id]
+        if self._locality is not None:
+            self._locality.forget_replica(replica_id)
+        self._demand.forget_replica(seat.replica.deployment, replica_id, now_s)
+        self._desk.book.drop_prepaid_on(replica_id)
+        return self._desk.book.on_replica(replica_id)
 
     def replicas(self) -> list[Replica]:
-        return list(self._replicas.values())
+        return self._pools.replicas()
 
     # --- tickets --------------------------------------------------------------------------------------------------
 
     def submit(self, ticket: Ticket, now_s: float) -> Refusal | None:
-        """Queue a ticket; a refusal says why it may not wait. Follow with `grant`. A known ticket is left alone."""
+        """Queue a ticket; a refusal says why it may not wait. Follow with `grant`. A known ticket is left alone.
+
+        In a full queue it may take the place of another ticket: see `take_shed`.
+        """
         if ticket.ticket_id in self._waiting:
             return None
-        queue = self._queues.get(ticket.request_class)
-        if queue is None:
+        line = self._lines.serving(ticket.request_class)
+        if line is None:
             return self._admission.unserved(ticket)
-        must_wait = len(queue) > 0 or not self._candidates(ticket.request_class)
-        refusal = self._admission.check(ticket, len(queue), must_wait, now_s)
+        account = self._admission.account(ticket.tenant, now_s)
+        must_wait = not account.may_run or (self._lines.ready_tickets() >= self._pools.free_slots(line.index))
+        refusal = self._admission.check(ticket, must_wait, now_s)
+        service = self._desk.predicted_service(ticket)
+        if refusal is None and must_wait:
+            refusal = self._make_room(line, ticket, service, now_s)
         if refusal is not None:
             return refusal
         self._admission.enqueued(ticket, now_s)
-        self._enqueue(ticket, queue, now_s)
-        self._demand.arrived(ticket.request_class, self._waiting[ticket.ticket_id].service, now_s)
+        self._enqueue(line, ticket, service)
+        self._demand.arrived(ticket.request_class, service, now_s)
         return None
 
-    def restore(self, waiting: Iterable[Ticket], running: Iterable[Lease], now_s: float) -> None:
-        """Take back what a gateway still holds after this queue's state was lost. Limits are not applied again."""
-        for ticket in waiting:
-            if ticket.ticket_id not in self._waiting and ticket.request_class in self._queues:
-                self._admission.restored(ticket, now_s)
-                self._enqueue(ticket, self._queues[ticket.request_class], now_s)
-        for lease in running:
-            if lease.lease_id not in self._running:
-                self._admission.account(lease.ticket.tenant, now_s).running += 1
-                self._start(lease, self._predictor.predict(lease.ticket.tenant, lease.ticket.max_output_tokens))
+    def take_shed(self) -> list[tuple[Ticket, Refusal]]:
+        """Waiting tickets that had to make room since the last call."""
+        shed, self._shed = self._shed, []
+        return shed
 
     def cancel(self, ticket_id: str, now_s: float) -> bool:
         """Take a waiting ticket out; False when it does not wait (any more)."""
         waiting = self._waiting.get(ticket_id)
         if waiting is None:
             return False
-        self._queues[waiting.ticket.request_class].remove(waiting.ticket)
-        self._left(waiting)
-        self._admission.left(waiting.ticket, now_s)
+        line = self._lines.of(waiting.ticket.request_class)
+        self._take_out(line, waiting)
+        line.flows.left(waiting.flow)
+        self._admission.left(waiting.ticket)
         return True
 
-    def reconcile_owner(self, owner: str, waiting: Iterable[Ticket], running: Iterable[Lease], now_s: float) -> None:
-        """Make a gateway's own list the truth about what it has here: messages between the two may have been lost.
-
-        Leases it does not list end unused, tickets it does not list are withdrawn, what is missing here is restored.
-        """
-        waiting, running = list(waiting), list(running)
-        held = {lease.lease_id for lease in running}
-        for lease in [r.lease for r in self._running.values() if r.lease.ticket.owner == owner]:
-            if lease.lease_id not in held:
-                self.release(lease.lease_id, None, now_s)
-        wanted = {ticket.ticket_id for ticket in waiting}
-        for ticket_id in [i for i, w in self._waiting.items() if w.ticket.owner == owner and i not in wanted]:
-            self.cancel(ticket_id, now_s)
-        self.restore(waiting, running, now_s)
-
     def expire(self, now_s: float) -> list[tuple[Ticket, Refusal]]:
-        """End tickets that waited too long."""
+        """End tickets that waited too long; forget flows that are idle and owe nothing."""
         refusals = []
-        while self._expiry and self._expiry[0][0] <= now_s:
-            _, ticket_id = heapq.heappop(self._expiry)
-            waiting = self._waiting.get(ticket_id)
-            if waiting is not None and self.cancel(ticket_id, now_s):
+        for line in self._lines:
+            while (waiting := line.flows.arrivals.overdue(now_s)) is not None:
+                self.cancel(waiting.ticket.ticket_id, now_s)
                 refusals.append((waiting.ticket, self._admission.expired(waiting.ticket, now_s)))
+            line.flows.forget_idle(64)
         return refusals
 
-    def grant(self, now_s: float) -> list[Lease]:
-        """Hand out every lease that can be had now, in the order of class, fairness and arrival."""
-        leases = []
-        while (lease := self._grant_one(now_s)) is not None:
-            leases.append(lease)
+    def grant(self, now_s: float, max_leases: int | None = None) -> list[Lease]:
+        """Hand out every lease that can be had now (at most `max_leases`), in the order of class, fairness, arrival."""
+        lines = self._lines
+        lines.raise_urgent(now_s)
+        ready = lines.ready_mask()
+        leases: list[Lease] = []
+        while ready and (max_leases is None or len(leases) < max_leases):
+            for index in lines.order.order(ready):
+                lease = self._grant_one(lines.all[index], now_s)
+                if lease is not None:
+                    leases.append(lease)
+                    if not lines.all[index].flows.ready or lease.ticket.tenant in lines.held:
+                        ready = lines.ready_mask()
+                    break
+            else:
+                break
         return leases
 
     # --- leases ---------------------------------------------------------------------------------------------------
 
     def progress(self, lease_id: str, output_tokens: int, now_s: float) -> None:
         """A running request has produced `output_tokens` so far; beyond the prediction it is charged as it goes."""
-        running = self._running.get(lease_id)
-        if running is None or output_tokens <= running.reported_output:
-            return
-        produced = output_tokens - running.reported_output
-        running.reported_output = output_tokens
-        beyond = output_tokens - max(running.predicted_output, output_tokens - produced)
-        if beyond > 0:
-            self._charge(running, self._weights.of(0, beyond), now_s)
-        self._worked(running, self._weights.of(0, produced), now_s)
+        self._desk.progress(lease_id, output_tokens, now_s)
 
     def release(self, lease_id: str, usage: TokenUsage | None, now_s: float) -> bool:
         """End a lease. `usage` None: nothing ran (the replica refused or died): the charge is taken back.
 
-        Returns False for an unknown lease (released before, or lost with its replica)."""
-        running = self._running.get(lease_id)
-        if running is None:
-            return False
-        ticket = running.lease.ticket
-        actual = self._weights.of_usage(usage) if usage else 0.0
-        self._charge(running, actual - running.charged, now_s)
-        if usage is not None:
-            self._predictor.observe(ticket.tenant, usage.output_tokens)
-            unreported = self._weights.of(usage.uncached_tokens, max(0, usage.output_tokens - running.reported_output))
-            self._worked(running, unreported, now_s)
-            self._admission.settle(ticket, usage, now_s)
-        self._end(lease_id, now_s)
-        return True
+        Returns False for an unknown lease (released before, or lost with its owner)."""
+        return self._desk.release(lease_id, usage, now_s)
 
     def release_owner(self, owner: str, now_s: float) -> None:
-        """A gateway is gone: its waiting tickets and its leases end."""
+        """A gateway is gone: its waiting tickets, its leases and its prepaid slots end."""
         for ticket_id in [i for i, w in self._waiting.items() if w.ticket.owner == owner]:
             self.cancel(ticket_id, now_s)
-        for running in [r for r in self._running.values() if r.lease.ticket.owner == owner]:
-            self._end(running.lease.lease_id, now_s)
+        self._desk.end_all_of(owner, now_s)
+
+    def prepay(self, owner: str, now_s: float, max_leases: int) -> list[Prepaid]:
+        """Give `owner` up to `max_leases` free slots to use at once when requests come.
+
+        Only on replicas none of whose classes has anybody waiting: a slot held in advance never delays a ticket that is
+        here. Ask for them back (`prepaid_of`) when somebody comes to wait.
+        """
+        return self._desk.prepay(owner, max_leases)
+
+    def use_prepaid(self, lease_id: str, ticket: Ticket, granted_at_s: float, now_s: float) -> Lease | None:
+        """A request runs on a prepaid slot: from now on it is a lease like any other, charged and counted.
+
+        None for an unknown slot (returned before, or lost with its replica or owner)."""
+        return self._desk.use_prepaid(lease_id, ticket, granted_at_s, now_s)
+
+    def return_prepaid(self, lease_id: str, now_s: float) -> bool:
+        """A prepaid slot is not needed; False when it is unknown or in use."""
+        return self._desk.return_prepaid(lease_id)
+
+    def prepaid_of(self, owner: str) -> list[Prepaid]:
+        return self._desk.book.prepaid_of(owner)
+
+    # --- after a restart or lost messages -------------------------------------------------------------------------
+
+    def counters_snapshot(self) -> dict[str, Any]:
+        """The counters of all live flows as plain data: `restore_counters` of a fresh queue takes it."""
+        self._snapshot_version += 1
+        lines = {line.request_class.value: line.flows.snapshot() for line in self._lines}
+        return {"version": self._snapshot_version, "granted_at_s": self._desk.granted_at_s, "classes": lines}
+
+    def restore_counters(self, snapshot: Mapping[str, Any]) -> None:
+        """Raise the counters to those of a snapshot. Several snapshots may be applied; call before `restore`."""
+        self._snapshot_version = max(self._snapshot_version, snapshot["version"])
+        self._charged_until_s = max(self._charged_until_s, snapshot["granted_at_s"])
+        for name, flows in snapshot["classes"].items():
+            self._lines.of(RequestClass(name)).flows.restore(flows)
+
+    def restore(
+        self, waiting: Iterable[Ticket], running: Iterable[Lease], now_s: float, prepaid: Iterable[Prepaid] = ()
+    ) -> None:
+        """Take back what a gateway still holds after this queue's state was lost. Limits are not applied again."""
+        for ticket in sorted(waiting, key=lambda ticket: ticket.arrived_at_s):
+            line = self._lines.serving(ticket.request_class)
+            if ticket.ticket_id not in self._waiting and line is not None:
+                self._admission.restored(ticket, now_s)
+                self._enqueue(line, ticket, self._desk.predicted_service(ticket), brought_back=True)
+        self._desk.restore(running, prepaid, self._charged_until_s, now_s)
+
+    def reconcile_owner(
+        self,
+        owner: str,
+        waiting: Iterable[Ticket],
+        running: Iterable[Lease],
+        now_s: float,
+        prepaid: Iterable[Prepaid] = (),
+    ) -> None:
+        """Make a gateway's own list the truth about what it has here: messages between the two may have been lost.
+
+        Leases and prepaid slots it does not list end unused, tickets it does not list are withdrawn, what is missing
+        here is restored.
+        """
+        waiting, running, prepaid = list(waiting), list(running), list(prepaid)
+        held = {lease.lease_id for lease in running} | {slot.lease_id for slot in prepaid}
+        for lease in self._desk.book.of_owner(owner):
+            if lease.lease_id not in held:
+                self.release(lease.lease_id, None, now_s)
+        for slot in self.prepaid_of(owner):
+            if slot.lease_id not in held:
+                self.return_prepaid(slot.lease_id, now_s)
+        wanted = {ticket.ticket_id for ticket in waiting}
+        for ticket_id in [i for i, w in self._waiting.items() if w.ticket.owner == owner and i not in wanted]:
+            self.cancel(ticket_id, now_s)
+        self.restore(waiting, running, now_s, prepaid)
 
     # --- what others look at --------------------------------------------------------------------------------------
 
     def demand(self, deployment: str, own: RequestClass, now_s: float) -> Demand:
         """Backlog, arrivals and speed as the autoscaler of `deployment` needs them."""
-        replicas = [r for r in self._replicas.values() if r.deployment == deployment]
-        running = sum(r.running for r in replicas)
-        return self._demand.read(deployment, own, len(self._queues[own]), self._backlog[own], running, now_s)
+        replicas = {r.replica_id: r for r in self._pools.replicas() if r.deployment == deployment}
+        unused = sum(1 for p in self._desk.book.prepaid.values() if p.replica_id in replicas)
+        running = sum(r.running for r in replicas.values()) - unused
+        flows = self._lines.of(own).flows
+        return self._demand.read(deployment, own, len(flows), flows.backlog, running, now_s)
 
     def waiting(self, request_class: RequestClass) -> int:
-        return len(self._queues[request_class])
+        return len(self._lines.of(request_class).flows)
+
+    def contended(self) -> set[RequestClass]:
+        """Classes in which somebody waits for a slot (and not for a limit of its own tenant)."""
+        return {line.request_class for line in self._lines if line.flows.ready}
 
     def waiting_by_tenant(self) -> dict[RequestClass, dict[str, int]]:
-        return {c: {t: q.waiting_of(t) for t in q.tenants()} for c, q in self._queues.items()}
+        return {line.request_class: line.flows.waiting_by_tenant() for line in self._lines}
 
     def running_by_tenant(self) -> dict[RequestClass, dict[str, int]]:
-        counts: dict[RequestClass, dict[str, int]] = {c: {} for c in self._queues}
-        for running in self._running.values():
-            ticket = running.lease.ticket
-            per_tenant = counts.setdefault(ticket.request_class, {})
-            per_tenant[ticket.tenant] = per_tenant.get(ticket.tenant, 0) + 1
+        counts: dict[RequestClass, dict[str, int]] = {line.request_class: {} for line in self._lines}
+        for lease in self.leases():
+            per_tenant = counts.setdefault(lease.ticket.request_class, {})
+            per_tenant[lease.ticket.tenant] = per_tenant.get(lease.ticket.tenant, 0) + 1
         return counts
 
+    def tickets(self) -> list[Ticket]:
+        """Everything that waits."""
+        return [waiting.ticket for waiting in self._waiting.values()]
+
     def leases(self) -> list[Lease]:
-        return [r.lease for r in self._running.values()]
+        return self._desk.book.leases()
 
     def counters(self) -> dict[RequestClass, dict[str, float]]:
         """Virtual token counters: weighted service per class and tenant."""
-        return {c: q.counters() for c, q in self._queues.items()}
+        return {line.request_class: line.flows.counters() for line in self._lines}
 
     # --- inside ---------------------------------------------------------------------------------------------------
 
-    def _enqueue(self, ticket: Ticket, queue: FairQueue, now_s: float) -> None:
-        waiting = self._waiting[ticket.ticket_id] = _Waiting(ticket, self._predicted_service(ticket))
-        self._backlog[ticket.request_class] += waiting.service
-        queue.push(ticket)
-        self._hold_or_unhold(ticket.tenant, now_s)
-        expires_at_s = ticket.expires_at_s
-        if expires_at_s is None:
-            expires_at_s = ticket.arrived_at_s + self._admission.max_wait_s(ticket.request_class)
-        heapq.heappush(self._expiry, (expires_at_s, ticket.ticket_id))
+    def _grant_one(self, line: ClassLine, now_s: float) -> Lease | None:
+        """A lease for the ticket of the class that is next, if there is a replica for it."""
+        locality = self._locality
+        if locality is not None:
+            choice = locality.choose(line.flows, line.index)
+            if choice is None:
+                return None
+            waiting, seat = choice
+            locality.placed(waiting, seat.replica_id)
+        else:
+            head = line.flows.head()
+            free = self._placement.choose(head.ticket, line.index) if head is not None else None
+            if head is None or free is None:
+                return None
+            waiting, seat = head, free
+        self._take_out(line, waiting)
+        if waiting.ticket.session is not None:
+            self._placement.placed(waiting.ticket, seat.replica_id)
+        return self._desk.begin(line, waiting, seat, now_s)
 
-    def _candidates(self, request_class: RequestClass, avoid: tuple[str, ...] = ()) -> list[Replica]:
-        able = [r for r in self._replicas.values() if request_class in r.serves and not r.draining]
-        if avoid:
-            # A replica that fails is always free: only waiting for the others keeps a retry from it.
-            able = [r for r in able if r.replica_id not in avoid] or able
-        return [r for r in able if r.free > 0]
+    def _enqueue(self, line: ClassLine, ticket: Ticket, service: float, brought_back: bool = False) -> None:
+        waiting = self._waiting[ticket.ticket_id] = line.push(ticket, service, brought_back)
+        if self._locality is not None:
+            self._locality.came(waiting)
 
-    def _grant_one(self, now_s: float) -> Lease | None:
-        waiting = [c for c, q in self._queues.items() if len(q)]
-        for request_class in self._order.order(waiting):
-            ticket = self._queues[request_class].peek()
-            if ticket is None:
-                continue
-            replica = self._placement.choose(ticket, self._candidates(request_class, ticket.avoid))
-            if replica is not None:
-                return self._lease(ticket, replica, now_s)
-        return None
-
-    def _lease(self, ticket: Ticket, replica: Replica, now_s: float) -> Lease:
-        self._queues[ticket.request_class].pop()
-        self._left(self._waiting[ticket.ticket_id])
-        self._admission.started(ticket, now_s)
-        lease = Lease(f"{self._lease_prefix}{next(self._lease_ids)}", ticket, replica.replica_id, now_s)
-        predicted = self._predictor.predict(ticket.tenant, ticket.max_output_tokens)
-        self._start(lease, predicted)
-        self._charge(self._running[lease.lease_id], self._weights.of(ticket.prompt_tokens, predicted), now_s)
-        self._hold_or_unhold(ticket.tenant, now_s)
-        return lease
-
-    def _left(self, waiting: _Waiting) -> None:
+    def _take_out(self, line: ClassLine, waiting: Waiting) -> None:
+        line.flows.take(waiting)
         del self._waiting[waiting.ticket.ticket_id]
-        request_class = waiting.ticket.request_class
-        # An empty queue has no backlog: resets what rounding has left.
-        self._backlog[request_class] = self._backlog[request_class] - waiting.service if len(self._waiting) else 0.0
+        if self._locality is not None:
+            self._locality.left(waiting)
 
-    def _start(self, lease: Lease, predicted: int) -> None:
-        self._running[lease.lease_id] = _Running(lease, charged=0.0, predicted_output=predicted)
-        replica = self._replicas.get(lease.replica_id)
-        if replica is not None:
-            replica.running += 1
-
-    def _end(self, lease_id: str, now_s: float) -> None:
-        running = self._running.pop(lease_id)
-        replica = self._replicas.get(running.lease.replica_id)
-        if replica is not None:
-            replica.running -= 1
-        self._admission.finished(running.lease.ticket.tenant, now_s)
-        self._hold_or_unhold(running.lease.ticket.tenant, now_s)
-
-    def _charge(self, running: _Running, service: float, now_s: float) -> None:
-        ticket = running.lease.ticket
-        running.charged += service
-        self._queues[ticket.request_class].charge(ticket.tenant, service)
-        replica = self._replicas.get(running.lease.replica_id)
-        self._order.served(ticket.request_class, replica.serves if replica else (ticket.request_class,), service)
-
-    def _worked(self, running: _Running, service: float, now_s: float) -> None:
-        replica = self._replicas.get(running.lease.replica_id)
-        if replica is not None:
-            self._demand.worked(replica.deployment, replica.replica_id, service, now_s)
-
-    def _predicted_service(self, ticket: Ticket) -> float:
-        predicted = self._predictor.predict(ticket.tenant, ticket.max_output_tokens)
-        return self._weights.of(ticket.prompt_tokens, predicted)
-
-    def _hold_or_unhold(self, tenant: str, now_s: float) -> None:
-        may_run = self._admission.account(tenant, now_s).may_run
-        for queue in self._queues.values():
-            if may_run:
-                queue.unhold(tenant)
-            else:
-                queue.hold(tenant)
+    def _make_room(self, line: ClassLine, ticket: Ticket, service: float, now_s: float) -> Refusal | None:
+        """None when the ticket may wait, if need be in the place of another; else why not."""
+        full = self._lines.full_for(line, ticket, service)
+        if full is None:
+            return None
+        if full.victim is None:
+            return self._admission.queue_full(ticket, full.waiting, full.which, now_s)
+        victim = full.victim.ticket
+        refusal = self._admission.shed(victim, now_s)
+        self.cancel(victim.ticket_id, now_s)
+        self._shed.append((victim, refusal))
+        return None

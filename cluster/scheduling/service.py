@@ -8,10 +8,12 @@ Owns: the weights and the guess of an output's length. Must not know: queues, re
 
 from __future__ import annotations
 
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from dataclasses import dataclass
 
 from cluster.scheduling.types import TokenUsage
+
+WINDOW_OF_ALL = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,26 +31,44 @@ class ServiceWeights:
 
 
 class OutputPredictor:
-    """Guesses a request's output length as the mean of its tenant's last `window` outputs.
+    """Guesses a request's output length from its tenant's earlier ones, leaning on everybody's while they are few.
 
-    The VTC artifact ships the same predictor with a window of 5. Charging the guess at admission and the difference at
-    the end keeps a burst of admissions from all looking free. A tenant never seen is guessed at `first_guess_tokens`.
+    `guess = (n * own mean + prior * mean of all) / (n + prior)`, with running means over about the last `window`
+    outputs of the tenant (n of them, at most `window`) and the last 1000 of all. Charging the guess at admission and
+    the difference at the end keeps a burst of admissions from all looking free. The VTC artifact takes the mean of the
+    tenant's last five, which says little where lengths spread as widely as in chats: on the VTC paper's trace this
+    guess brings the windowed service difference from 372/237 (max/mean) down to 334/220 (`benchmarks.fairness`).
+    Before anything was seen the guess is `first_guess_tokens`.
     """
 
-    def __init__(self, window: int = 5, first_guess_tokens: int = 64, max_tenants: int = 65_536) -> None:
+    def __init__(
+        self, window: int = 200, first_guess_tokens: int = 64, max_tenants: int = 65_536, prior: float = 8.0
+    ) -> None:
         self._window = window
-        self._first_guess_tokens = first_guess_tokens
+        self._prior = prior
         self._max_tenants = max_tenants
-        self._seen: OrderedDict[str, deque[int]] = OrderedDict()
+        self._stranger = first_guess_tokens
+        self._all = (0, float(first_guess_tokens))
+        self._seen: OrderedDict[str, tuple[int, float]] = OrderedDict()
+        """(outputs counted, their mean) by tenant."""
+        self._guesses: dict[str, int] = {}
 
     def predict(self, tenant: str, max_output_tokens: int) -> int:
-        seen = self._seen.get(tenant)
-        guess = round(sum(seen) / len(seen)) if seen else self._first_guess_tokens
-        return max(0, min(guess, max_output_tokens))
+        guess = self._guesses.get(tenant, self._stranger)
+        return guess if guess < max_output_tokens else max_output_tokens
 
     def observe(self, tenant: str, output_tokens: int) -> None:
-        seen = self._seen.setdefault(tenant, deque(maxlen=self._window))
-        seen.append(output_tokens)
+        _, mean_of_all = self._all = _with(self._all, output_tokens, WINDOW_OF_ALL)
+        counted, mean = self._seen[tenant] = _with(self._seen.get(tenant, (0, 0.0)), output_tokens, self._window)
+        self._stranger = round(mean_of_all)
+        self._guesses[tenant] = round((counted * mean + self._prior * mean_of_all) / (counted + self._prior))
         self._seen.move_to_end(tenant)
         if len(self._seen) > self._max_tenants:
-            self._seen.popitem(last=False)
+            forgotten, _ = self._seen.popitem(last=False)
+            del self._guesses[forgotten]
+
+
+def _with(mean: tuple[int, float], value: float, window: int) -> tuple[int, float]:
+    """A running mean with one value more; beyond `window` values the older ones fade."""
+    counted = min(mean[0] + 1, window)
+    return counted, mean[1] + (value - mean[1]) / counted

@@ -7,6 +7,7 @@ Must not know: Ray, engines, HTTP, the configuration file. Everything here pickl
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from cluster.vocabulary import RequestClass
 
@@ -28,11 +29,28 @@ class Ticket:
     expires_at_s: float | None = None
     avoid: tuple[str, ...] = ()
     """Replicas that failed this request before: not taken while another one serves its class, busy or not."""
+    key: str = ""
+    """API key id: a level of fair sharing below the tenant."""
+    program: str | None = None
+    """Named by the client: a level of fair sharing below the key."""
+    deadline_at_s: float | None = None
+    """Wall clock. Inside one flow the earliest deadline goes first, then the earliest arrival."""
+    prefix: tuple[int, ...] = ()
+    """Chained 64-bit hashes of the prompt's leading blocks; used by the locality-aware mode only."""
+    charged_tokens: int | None = None
+    """What the tenant's token limit counts until the real usage is known; None = prompt + max output."""
+
+    @property
+    def limit_tokens(self) -> int:
+        if self.charged_tokens is not None:
+            return self.charged_tokens
+        return self.prompt_tokens + self.max_output_tokens
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, unsafe_hash=True)
 class Lease:
-    """The right to run one request on one replica until it is released."""
+    """The right to run one request on one replica until it is released. Never changed; not frozen, because that would
+    make it four times as slow to build, and one is built in every decision."""
 
     lease_id: str
     ticket: Ticket
@@ -45,6 +63,30 @@ class Lease:
 
 
 @dataclass(frozen=True, slots=True)
+class Prepaid:
+    """A slot on a replica that a gateway holds before it has a request for it. `serves` says for which classes."""
+
+    lease_id: str
+    replica_id: str
+    serves: tuple[RequestClass, ...]
+    owner: str
+
+
+@dataclass(frozen=True, slots=True)
+class RateLimitState:
+    """A tenant's rate limits as HTTP headers tell them: the limit, what is left of it, and when all of it is back.
+
+    None where the tenant has no such limit."""
+
+    limit_requests: int | None = None
+    remaining_requests: int | None = None
+    reset_requests_s: float | None = None
+    limit_tokens: int | None = None
+    remaining_tokens: int | None = None
+    reset_tokens_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Refusal:
     """Why a request will not run, in HTTP's terms. `retry_after_s` is None where trying again cannot help."""
 
@@ -53,6 +95,7 @@ class Refusal:
     code: str
     message: str
     retry_after_s: float | None = None
+    rate_limits: RateLimitState | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +119,8 @@ class TenantLimits:
     max_queued: int | None = None
     requests_per_minute: int | None = None
     tokens_per_minute: int | None = None
+    tokens_per_day: int | None = None
+    usd_per_day: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,12 +133,28 @@ class TenantPolicy:
 
 @dataclass(frozen=True, slots=True)
 class ClassPolicy:
-    """Bounds of one request class: waiting requests, seconds of waiting, and the share of service it keeps
-    under pressure from more important classes (`floor`, 0..1)."""
+    """Bounds of one request class: waiting requests, seconds of waiting, the share of service it keeps under pressure
+    from more important classes (`floor`, 0..1), and the age at which its oldest request makes it go first."""
 
     max_queued: int
     max_wait_s: float
     floor: float = 0.0
+    max_age_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class QueuePolicy:
+    """What holds for all classes of one queue."""
+
+    max_queued: int | None = None
+    """Requests that may wait, all classes together; None = only the classes' own bounds hold."""
+    raised_share: float = 0.2
+    """Most of the service that aged and urgent work may take from more important classes, floors not counted."""
+    deadline_margin_s: float = 60.0
+    """A class is urgent when a deadline in it is nearer than this, or than twice the class's usual run time."""
+    fairness: Literal["vtc", "dlpm"] = "vtc"
+    locality_quantum_tokens: float = 4096.0
+    """dlpm only: service by which a tenant may run ahead of the others for the sake of a cached prefix."""
 
 
 @dataclass(slots=True)

@@ -1,0 +1,224 @@
+"""Waiting tickets of one request class, handed out by hierarchical virtual token counters.
+
+A flow is one (tenant, key, program). Inside a flow the earliest deadline goes first, then the earliest arrival.
+Tickets that leave from the middle are marked and skipped later; what is marked is at most half of any list, so every
+operation is O(log n), amortised. Flows that are idle and owe nothing are forgotten (see `flow_tree.forget`) once there
+are more than `KEPT_IDLE` of them.
+
+Owns: waiting order, ages and deadlines of one class. Must not know: replicas, limits, other classes, the time.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+from bisect import insort
+from collections import deque
+from collections.abc import Iterator, Mapping
+from itertools import count, islice
+from typing import Any
+
+from cluster.scheduling.arrivals import ArrivalOrder
+from cluster.scheduling.flow_tree import FlowNode, Path, alive, come, forget, go, hold, unhold
+from cluster.scheduling.flows import Flow, KeyNode, TenantNode, Waiting
+from cluster.scheduling.types import Ticket
+
+KEPT_IDLE = 1024
+SNAPSHOT_FLOWS = 4096
+
+
+class FlowQueue:
+    """Tickets of one class. `weights` and `held` are shared by all classes: weights of tenants, tenants that may not
+    run more."""
+
+    def __init__(self, weights: Mapping[str, float], held: set[str], max_wait_s: float = math.inf) -> None:
+        self._weights = weights
+        self._held = held
+        self.root = FlowNode("", None)
+        self.backlog = 0.0
+        self.ready = 0
+        """Tickets of tenants that are not held."""
+        self.arrivals = ArrivalOrder(max_wait_s)
+        self._restored = False
+        self._flows: dict[tuple[str, str, str], Flow] = {}
+        self._idle: deque[Flow] = deque()
+        self._numbers = count()
+
+    def __len__(self) -> int:
+        return self.root.waiting
+
+    def __iter__(self) -> Iterator[Ticket]:
+        return (waiting.ticket for waiting in self.arrivals)
+
+    # --- tickets --------------------------------------------------------------------------------------------------
+
+    def push(self, ticket: Ticket, service: float, brought_back: bool = False) -> Waiting:
+        """`brought_back`: the ticket waited in a former queue, whose counters were restored."""
+        flow = self.flow_of(ticket)
+        tenant = flow.tenant
+        if self._restored and not brought_back:
+            flow.keeps_place = flow.key.keeps_place = tenant.keeps_place = False
+        waiting = Waiting(ticket, flow, service, next(self._numbers))
+        if flow.is_new:
+            flow.is_new = False
+            flow.key.introduce(flow, service)
+        come(flow)
+        deadline = ticket.deadline_at_s if ticket.deadline_at_s is not None else math.inf
+        heapq.heappush(flow.tickets, (deadline, ticket.arrived_at_s, waiting.number, waiting))
+        self.arrivals.add(waiting, self.root.waiting)
+        self._remember_newest(tenant, waiting)
+        tenant.backlog += service
+        self.backlog += service
+        if not tenant.held:
+            self.ready += 1
+        return waiting
+
+    def head(self) -> Waiting | None:
+        """The ticket that is next, or None when nobody (who is not held) waits."""
+        tenant = self.root.head()
+        if tenant is None:
+            return None
+        # A node that waits has a child that waits, and the children of keys are flows.
+        flow: Any = tenant.head().head()  # type: ignore[union-attr]
+        tickets = flow.tickets
+        while not tickets[0][3].waits:
+            heapq.heappop(tickets)
+            flow.marked -= 1
+        waiting: Waiting = tickets[0][3]
+        return waiting
+
+    def take(self, waiting: Waiting) -> None:
+        """The ticket leaves: granted, cancelled, expired or shed."""
+        waiting.waits = False
+        flow = waiting.flow
+        tenant = flow.tenant
+        go(flow)
+        if flow.tickets[0][3] is waiting:
+            heapq.heappop(flow.tickets)
+        else:
+            flow.marked += 1
+            if flow.marked > 32 and flow.marked > len(flow.tickets) // 2:
+                flow.tickets = [entry for entry in flow.tickets if entry[3].waits]
+                heapq.heapify(flow.tickets)
+                flow.marked = 0
+        # An empty queue has no backlog: resets what rounding has left.
+        tenant.backlog = tenant.backlog - waiting.service if tenant.waiting else 0.0
+        self.backlog = self.backlog - waiting.service if self.root.waiting else 0.0
+        if not tenant.held:
+            self.ready -= 1
+
+    # --- flows ----------------------------------------------------------------------------------------------------
+
+    def flow_of(self, ticket: Ticket) -> Flow:
+        names = (ticket.tenant, ticket.key, ticket.program or "")
+        flow = self._flows.get(names)
+        return flow if flow is not None else self._new_flow(names)
+
+    def left(self, flow: Flow) -> None:
+        """Something of `flow` ended: it may be idle now."""
+        if not flow.running and not flow.waiting and not flow.listed_idle:
+            flow.listed_idle = True
+            self._idle.append(flow)
+            self.forget_idle(2)
+
+    def forget_idle(self, tries: int) -> None:
+        """Look at up to `tries` idle flows beyond the `KEPT_IDLE` latest, and drop those that owe nothing."""
+        for _ in range(min(tries, len(self._idle) - KEPT_IDLE)):
+            flow = self._idle.popleft()
+            if flow.running or flow.waiting:
+                flow.listed_idle = False
+            elif forget(flow):
+                del self._flows[flow.path]  # type: ignore[arg-type]  # a flow's path has three names
+                key = flow.parent
+                if key is not None and forget(key):
+                    forget(flow.tenant)
+            else:
+                self._idle.append(flow)
+
+    def tenant(self, name: str) -> TenantNode | None:
+        return self.root.children.get(name)  # type: ignore[return-value]  # the root's children are tenants
+
+    def hold(self, tenant: str) -> None:
+        node = self.tenant(tenant)
+        if node is not None and not node.held:
+            hold(node)
+            self.ready -= node.waiting
+
+    def unhold(self, tenant: str) -> None:
+        node = self.tenant(tenant)
+        if node is not None and node.held:
+            unhold(node)
+            self.ready += node.waiting
+
+    def weight_of(self, tenant: str) -> float:
+        return self._weights.get(tenant, 1.0)
+
+    # --- counters -------------------------------------------------------------------------------------------------
+
+    def counters(self) -> dict[str, float]:
+        """Weighted service by tenant, in service units."""
+        return {name: node.counter for name, node in self.root.children.items()}
+
+    def waiting_by_tenant(self) -> dict[str, int]:
+        return {name: node.waiting for name, node in self.root.children.items() if node.waiting}
+
+    def snapshot(self) -> dict[str, dict[Path, float]]:
+        """Counters that must outlive this process, upper levels first, and the lifts of nodes that have children."""
+        nodes = list(islice(alive(self.root), SNAPSHOT_FLOWS))
+        parents = [self.root, *(node for node in nodes if node.children)]
+        return {
+            "counters": {node.path: node.counter for node in nodes},
+            "lifts": {node.path: node.lift() for node in parents},
+        }
+
+    def restore(self, snapshot: Mapping[str, Mapping[Path, Any]]) -> None:
+        """Raise counters and lifts to those of a snapshot; several snapshots may be laid over one another."""
+        for path, lift in sorted(snapshot["lifts"].items(), key=lambda item: len(item[0])):
+            node = self._node(path)
+            node.floor = max(node.floor, lift)
+        for path, counter in snapshot["counters"].items():
+            node = self._node(path)
+            node.counter = max(node.counter, counter)
+            node.keeps_place = not node.waiting
+        self._restored = True
+
+    # --- inside ---------------------------------------------------------------------------------------------------
+
+    def _new_flow(self, names: tuple[str, str, str]) -> Flow:
+        tenant = self._node(names[:1])
+        assert isinstance(tenant, TenantNode)
+        key = self._node(names[:2])
+        assert isinstance(key, KeyNode)
+        flow = self._flows[names] = Flow(names[2], key, tenant)
+        key.children[names[2]] = flow
+        return flow
+
+    def _node(self, path: Path) -> FlowNode:
+        """The node at `path`, made with everything above it if it is not there."""
+        if not path:
+            return self.root
+        parent = self._node(path[:-1])
+        node = parent.children.get(path[-1])
+        if node is not None:
+            return node
+        if len(path) == 1:
+            node = TenantNode(path[0], parent, self.weight_of(path[0]))
+            node.held = path[0] in self._held
+        elif len(path) == 2:
+            node = KeyNode(path[1], parent)
+        else:
+            node = self._new_flow(path)  # type: ignore[arg-type]  # three names
+            node.is_new = False
+            node.listed_idle = True
+            self._idle.append(node)
+        parent.children[path[-1]] = node
+        return node
+
+    def _remember_newest(self, tenant: TenantNode, waiting: Waiting) -> None:
+        newest = tenant.newest
+        if len(newest) > 2 * tenant.waiting + 16:
+            newest = tenant.newest = [w for w in newest if w.waits]
+        if newest and newest[-1].ticket.arrived_at_s > waiting.ticket.arrived_at_s:
+            insort(newest, waiting, key=lambda w: w.ticket.arrived_at_s)
+        else:
+            newest.append(waiting)

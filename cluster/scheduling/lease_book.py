@@ -1,0 +1,55 @@
+"""Who runs where: the leases and prepaid slots of one queue, by id and by owner.
+
+Owns: that book. Must not know: fairness, limits, how a replica is chosen.
+"""
+
+from __future__ import annotations
+
+from cluster.scheduling.flows import Flow
+from cluster.scheduling.types import Lease, Prepaid
+
+
+class Running:
+    """A lease with what was charged for it so far, and to whom."""
+
+    __slots__ = ("charged", "flow", "index", "lease", "mask", "predicted_output", "reported_output", "way")
+
+    def __init__(self, lease: Lease, flow: Flow, index: int, mask: int, predicted_output: int, way: int) -> None:
+        self.lease = lease
+        self.flow = flow
+        self.index = index
+        """Of its class, see `class_order`."""
+        self.mask = mask
+        """Classes its replica serves."""
+        self.way = way
+        self.predicted_output = predicted_output
+        self.reported_output = 0
+        self.charged = 0.0
+
+
+class LeaseBook:
+    """Running leases and prepaid slots."""
+
+    def __init__(self) -> None:
+        self.running: dict[str, Running] = {}
+        self.prepaid: dict[str, Prepaid] = {}
+
+    def leases(self) -> list[Lease]:
+        return [running.lease for running in self.running.values()]
+
+    def of_owner(self, owner: str) -> list[Lease]:
+        return [r.lease for r in self.running.values() if r.lease.ticket.owner == owner]
+
+    def on_replica(self, replica_id: str) -> list[Lease]:
+        return [r.lease for r in self.running.values() if r.lease.replica_id == replica_id]
+
+    def taken_on(self, replica_id: str) -> int:
+        """Slots of a replica that leases and prepaid slots take."""
+        return len(self.on_replica(replica_id)) + sum(1 for p in self.prepaid.values() if p.replica_id == replica_id)
+
+    def prepaid_of(self, owner: str) -> list[Prepaid]:
+        return [p for p in self.prepaid.values() if p.owner == owner]
+
+    def drop_prepaid_on(self, replica_id: str) -> None:
+        for lease_id in [i for i, p in self.prepaid.items() if p.replica_id == replica_id]:
+            del self.prepaid[lease_id]
