@@ -14,6 +14,7 @@ from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
 
 from cluster.config import DeploymentConfig, TribesConfig, load_config
 from serve_apps.autoscale import BacklogPolicy
+from serve_apps.deferred.deployment import DeferredWorker
 from serve_apps.gateway.deployment import GatewayDeployment, OwnDoor
 from serve_apps.names import GATEWAY
 from serve_apps.replica import EngineReplica
@@ -21,6 +22,7 @@ from serve_apps.replica import EngineReplica
 STREAMS_PER_GATEWAY = 100_000
 """Serve's own limit must never bind: the dispatcher's bounds do."""
 OWN_DOOR = "own-door"
+DEFERRED_WORKER = "deferred-worker"
 
 
 class AppArgs(BaseModel, extra="forbid"):
@@ -35,7 +37,7 @@ def build(args: AppArgs) -> Application:
     plain = config.model_dump(mode="json")
     engines = [_engine(config, name, item).bind(plain, name) for name, item in config.serving().items()]
     doors = [_own_door(config).bind(plain)] if config.gateway.own_door.port is not None else []
-    return _gateway(config).bind(plain, *engines, *doors)
+    return _gateway(config).bind(plain, *engines, *doors, _worker(config).bind(plain))
 
 
 def _load(name: str) -> TribesConfig:
@@ -61,6 +63,16 @@ def _own_door(config: TribesConfig) -> Any:
         name=OWN_DOOR,
         num_replicas=config.gateway.own_door.processes,
         ray_actor_options={"num_cpus": config.gateway.cpus},
+        graceful_shutdown_timeout_s=30,
+    )
+
+
+def _worker(config: TribesConfig) -> Any:
+    return serve.deployment(
+        DeferredWorker,
+        name=DEFERRED_WORKER,
+        num_replicas=config.batches.workers,
+        ray_actor_options={"num_cpus": config.batches.cpus},
         graceful_shutdown_timeout_s=30,
     )
 

@@ -1,0 +1,52 @@
+"""What every part of the worker works with, and its pace. Owns: nothing but these references."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from cluster.config import TribesConfig
+from cluster.files import FileStore
+from cluster.state import Store
+from cluster.state.deferred import DeferredStore
+from cluster.vocabulary import RequestClass
+from serve_apps.deferred.jobs import Jobs
+from serve_apps.deferred.runner import Runner
+from serve_apps.deferred.slots import Slots
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """How often a worker looks, in seconds."""
+
+    busy_s: float = 0.2
+    """Between two looks for work while there is some ..."""
+    idle_s: float = 1.0
+    """... and at most this while there is none."""
+    beat_s: float = 1.0
+    """Between two heartbeats, by which it also learns what was cancelled."""
+    house_s: float = 60.0
+    job_s: float = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Shop:
+    """One worker's tools."""
+
+    config: TribesConfig
+    store: Store
+    deferred: DeferredStore
+    files: FileStore
+    runner: Runner
+    slots: Slots
+    """Places of requests in the queue ..."""
+    job_slots: Slots
+    """... and of offline jobs."""
+    jobs: Jobs | None = None
+    """None: no offline jobs can be started from here."""
+    pace: Pace = field(default_factory=Pace)
+
+    def lowest_class(self, model: str) -> RequestClass | None:
+        """The class of batches on this model: offline, or the least important one that its deployments serve."""
+        served = {c for d in self.config.serving().values() if d.model == model for c in d.serves}
+        order = (RequestClass.OFFLINE, RequestClass.SEMI_ONLINE, RequestClass.ONLINE)
+        return next((c for c in order if c in served), None)
