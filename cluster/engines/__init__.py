@@ -33,10 +33,12 @@ __all__ = [
     "free_port",
     "new_api_key",
     "read_load",
+    "takes_cache_salt",
 ]
 
 _BUILD_SPEC = {"vllm": vllm.build_spec, "sglang": sglang.build_spec}
 _READ_LOAD = {"vllm": vllm.read_load, "sglang": sglang.read_load}
+_SALTED_PATHS = {"vllm": vllm.SALTED_PATHS, "sglang": sglang.SALTED_PATHS}
 
 
 def build_spec(
@@ -63,3 +65,8 @@ def build_spec(
 async def read_load(kind: str, session: aiohttp.ClientSession, base_url: str, api_key: str) -> EngineLoad:
     """What an engine of this kind is doing now; raises LoadUnavailableError when it does not say."""
     return await _READ_LOAD[kind](session, base_url, api_key)
+
+
+def takes_cache_salt(kind: str, path: str) -> bool:
+    """Whether bodies sent to this path of the engine's OpenAI API may carry `cache_salt`, and it is obeyed."""
+    return path in _SALTED_PATHS[kind]

@@ -42,6 +42,8 @@ OWNED: Final = {
     "api-key": "remove it: each start has a random key, and API keys of clients belong to tenants",
     "config": "write what the file says into engine.args",
 }
+SALTED_PATHS: Final = frozenset({"/v1/chat/completions", "/v1/completions", "/v1/responses"})
+"""Where a request's `cache_salt` separates its cached prefixes from those of other salts. Embeddings know none."""
 METRICS: Final = MetricNames(
     running="sglang:num_running_reqs",
     waiting=("sglang:num_queue_reqs", "sglang:num_grammar_queue_reqs"),

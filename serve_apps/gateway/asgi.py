@@ -15,9 +15,16 @@ import aiohttp
 import orjson
 
 from cluster.config import TribesConfig
+from cluster.files import FileStore
 from cluster.state import Store, UsageRecord
+from cluster.state.deferred import DeferredStore
 from serve_apps.gateway.auth import KeyRing
+from serve_apps.gateway.background_api import Background, Place, place_of
+from serve_apps.gateway.batches_api import BatchesApi
+from serve_apps.gateway.course import Courses
 from serve_apps.gateway.errors import ApiError
+from serve_apps.gateway.files_api import FilesApi
+from serve_apps.gateway.hints import Hints
 from serve_apps.gateway.http import (
     JSON_HEADERS,
     ClientGoneError,
@@ -32,10 +39,10 @@ from serve_apps.gateway.http import (
 )
 from serve_apps.gateway.ledger import Ledger
 from serve_apps.gateway.relay import Relay
-from serve_apps.gateway.request import parse_request
+from serve_apps.gateway.request import GENERATION_PATHS, parse_request
+from serve_apps.gateway.usage_api import UsageApi
 from serve_apps.leases import LeaseClient, RefusedError
 
-GENERATION_PATHS = frozenset({"/v1/chat/completions", "/v1/completions", "/v1/embeddings"})
 MAX_UPSTREAM_CONNECTIONS = 0
 """No limit: the leases are the limit."""
 log = logging.getLogger(__name__)
@@ -63,6 +70,11 @@ class Gateway:
         self._config = config
         self._keys = KeyRing(store)
         self._ledger = Ledger(store)
+        self._usage = UsageApi(store, config)
+        deferred = DeferredStore(store)
+        self._background = Background(deferred)
+        self._files = FilesApi(config.files, deferred, FileStore(config.files.url))
+        self._batches = BatchesApi(config.batches, deferred)
         self._connect = connect
         self._metrics = metrics
         self._metrics_page = metrics_page
@@ -76,7 +88,7 @@ class Gateway:
         self._session = aiohttp.ClientSession(
             connector=connector, cookie_jar=aiohttp.DummyCookieJar(), auto_decompress=False
         )
-        self._relay = Relay(self._session, self._config.gateway)
+        self._relay = Relay(Courses(self._session, self._config))
         for model in {d.model for d in self._config.serving().values()}:
             self._leases[model] = self._connect(model)
             self._leases[model].start()
@@ -135,10 +147,20 @@ class Gateway:
         if path in GENERATION_PATHS:
             _require(method, "POST")
             await self._generate(path, scope, receive, send)
+        elif (place := place_of(path)) is not None:
+            await self._stored(method, place, scope, send)
+        elif path == "/v1/files" or path.startswith("/v1/files/"):
+            await self._files(await self._keys.caller(header(scope, b"authorization")), scope, receive, send)
+        elif path == "/v1/batches" or path.startswith("/v1/batches/"):
+            await self._batches(await self._keys.caller(header(scope, b"authorization")), scope, receive, send)
         elif path == "/v1/models" or path.startswith("/v1/models/"):
             _require(method, "GET")
             await self._keys.caller(header(scope, b"authorization"))
             await send_response(send, 200, JSON_HEADERS, self._models(path))
+        elif path == "/v1/usage":
+            _require(method, "GET")
+            caller = await self._keys.caller(header(scope, b"authorization"))
+            await send_response(send, 200, JSON_HEADERS, await self._usage.answer(caller, scope["query_string"]))
         elif path == "/tribes/status":
             _require(method, "GET")
             await self._keys.caller(header(scope, b"authorization"))
@@ -155,9 +177,18 @@ class Gateway:
         assert self._relay is not None
         caller = await self._keys.caller(header(scope, b"authorization"))
         raw = await read_body(scope, receive, self._config.gateway.max_body_bytes)
-        request = parse_request(path, raw, caller, self._config, header(scope, b"x-session-id"))
+        request = parse_request(path, raw, caller, self._config, _hints(scope))
+        if request.background:
+            status, answer = await self._background.accept(request, raw, caller)
+            await send_response(send, status, JSON_HEADERS, answer)
+            return
         max_wait_s = self._config.scheduling.classes[request.request_class].max_wait_s
         await self._relay.run(request, caller, self._leases[request.model], max_wait_s, receive, send, self._finished)
+
+    async def _stored(self, method: str, place: Place, scope: Scope, send: Send) -> None:
+        caller = await self._keys.caller(header(scope, b"authorization"))
+        answer = await self._background.answer(method, place, scope.get("query_string", b""), caller)
+        await send_response(send, 200, JSON_HEADERS, answer)
 
     def _finished(self, record: UsageRecord) -> None:
         self._metrics.finished(record)
@@ -186,6 +217,10 @@ class Gateway:
 
 
 _STARTED_S = time.time()
+
+
+def _hints(scope: Scope) -> Hints:
+    return Hints(header(scope, b"x-session-id"), header(scope, b"x-program-id"), header(scope, b"x-deadline-ms"))
 
 
 def _require(method: str, allowed: str) -> None:

@@ -2,6 +2,8 @@
 
 An entry is used for `FRESH_S`, refreshed beside the request that meets it until `TRUSTED_S`, and before that request
 after it: a revoked key works for `TRUSTED_S` at most. While the store is away an entry holds for `STALE_S`.
+Guessed keys must not reach the store as fast as they come: a key that was unknown stays so for `UNKNOWN_S`, and
+strangers are looked up a few at a time, with a bound on those who wait. Known keys never wait for strangers.
 Must not know: HTTP beyond the header.
 """
 
@@ -12,6 +14,7 @@ import logging
 import time
 from collections import OrderedDict
 from dataclasses import dataclass
+from typing import TypeVar
 
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -22,6 +25,12 @@ FRESH_S = 2.0
 TRUSTED_S = 5.0
 STALE_S = 60.0
 MAX_ENTRIES = 50_000
+UNKNOWN_S = 1.0
+MAX_UNKNOWN = 10_000
+STRANGERS_AT_ONCE = 2
+"""Queries share a few threads with everything else that the gateway asks the store."""
+STRANGERS_WAITING = 256
+_Entry = TypeVar("_Entry")
 log = logging.getLogger(__name__)
 
 
@@ -40,6 +49,9 @@ class KeyRing:
     def __init__(self, store: Store) -> None:
         self._store = store
         self._cache: OrderedDict[str, tuple[Caller | None, float]] = OrderedDict()
+        self._unknown: OrderedDict[str, float] = OrderedDict()
+        self._strangers = asyncio.Semaphore(STRANGERS_AT_ONCE)
+        self._strangers_waiting = 0
         self._refreshing: dict[str, asyncio.Task[Caller | None]] = {}
 
     async def caller(self, authorization: bytes | None) -> Caller:
@@ -51,13 +63,19 @@ class KeyRing:
         key_hash = hash_key(key.strip())
         caller, at_s = self._cache.get(key_hash, (None, 0.0))
         age_s = time.monotonic() - at_s
+        if caller is None and self._is_unknown(key_hash):
+            raise _incorrect()
         if caller is None or age_s > TRUSTED_S:
             caller = await self._looked_up(key_hash, caller if age_s <= STALE_S else None)
         elif age_s > FRESH_S:
             self._refresh(key_hash)
         if caller is None:
-            raise ApiError(401, "invalid_api_key", "incorrect API key: `tribes keys list` shows the keys that work")
+            raise _incorrect()
         return caller
+
+    def _is_unknown(self, key_hash: str) -> bool:
+        asked_at_s = self._unknown.get(key_hash)
+        return asked_at_s is not None and time.monotonic() - asked_at_s < UNKNOWN_S
 
     async def _looked_up(self, key_hash: str, known: Caller | None) -> Caller | None:
         """The caller as the store has it, or `known` while the store is away."""
@@ -79,20 +97,31 @@ class KeyRing:
 
     def _refreshed(self, key_hash: str, task: asyncio.Task[Caller | None]) -> None:
         del self._refreshing[key_hash]
-        if not task.cancelled() and (error := task.exception()) is not None:
+        if not task.cancelled() and isinstance(error := task.exception(), SQLAlchemyError):
             log.warning("cannot look up an API key (%s)", type(error).__name__)
 
     async def _look_up(self, key_hash: str) -> Caller | None:
-        caller = await asyncio.to_thread(self._query, key_hash)
+        known = key_hash in self._cache
+        caller = await asyncio.to_thread(self._query, key_hash) if known else await self._stranger(key_hash)
         if caller is None:
-            # Not remembered: a key made a moment ago must work, and guessing keys must not fill the cache.
+            # Apart from the keys that work, so that guesses never push one of those out.
             self._cache.pop(key_hash, None)
+            _remember(self._unknown, key_hash, time.monotonic(), MAX_UNKNOWN)
         else:
-            self._cache[key_hash] = (caller, time.monotonic())
-            self._cache.move_to_end(key_hash)
-            if len(self._cache) > MAX_ENTRIES:
-                self._cache.popitem(last=False)
+            self._unknown.pop(key_hash, None)
+            _remember(self._cache, key_hash, (caller, time.monotonic()), MAX_ENTRIES)
         return caller
+
+    async def _stranger(self, key_hash: str) -> Caller | None:
+        if self._strangers_waiting >= STRANGERS_WAITING:
+            message = "too many unknown API keys are being looked up; try again"
+            raise ApiError(503, "too_many_unknown_keys", message, retry_after_s=1.0)
+        self._strangers_waiting += 1
+        try:
+            async with self._strangers:
+                return await asyncio.to_thread(self._query, key_hash)
+        finally:
+            self._strangers_waiting -= 1
 
     def _query(self, key_hash: str) -> Caller | None:
         key = self._store.find_key(key_hash)
@@ -100,3 +129,14 @@ class KeyRing:
             return None
         policy = self._store.tenants().get(key.tenant, {})
         return Caller(key.tenant, key.key_id, str(policy.get("default_tier", "auto")))
+
+
+def _incorrect() -> ApiError:
+    return ApiError(401, "invalid_api_key", "incorrect API key: `tribes keys list` shows the keys that work")
+
+
+def _remember(entries: OrderedDict[str, _Entry], key: str, value: _Entry, most: int) -> None:
+    entries[key] = value
+    entries.move_to_end(key)
+    if len(entries) > most:
+        entries.popitem(last=False)

@@ -10,7 +10,8 @@ from typing import Any
 
 import orjson
 
-from cluster.scheduling import Refusal
+from cluster.scheduling import RateLimitState, Refusal
+from serve_apps.gateway.limits import rate_limit_headers
 
 _TYPES = {
     400: "invalid_request_error",
@@ -35,6 +36,7 @@ class ApiError(Exception):
         *,
         param: str | None = None,
         retry_after_s: float | None = None,
+        rate_limits: RateLimitState | None = None,
     ) -> None:
         super().__init__(message)
         self.status = status
@@ -42,10 +44,17 @@ class ApiError(Exception):
         self.message = message
         self.param = param
         self.retry_after_s = retry_after_s
+        self.rate_limits = rate_limits
 
     @classmethod
     def of_refusal(cls, refusal: Refusal) -> ApiError:
-        return cls(refusal.status, refusal.code, refusal.message, retry_after_s=refusal.retry_after_s)
+        return cls(
+            refusal.status,
+            refusal.code,
+            refusal.message,
+            retry_after_s=refusal.retry_after_s,
+            rate_limits=refusal.rate_limits,
+        )
 
     @property
     def headers(self) -> list[tuple[bytes, bytes]]:
@@ -55,7 +64,7 @@ class ApiError(Exception):
             headers.append((b"retry-after-ms", str(math.ceil(self.retry_after_s * 1000)).encode()))
         if self.status == 401:
             headers.append((b"www-authenticate", b"Bearer"))
-        return headers
+        return headers + rate_limit_headers(self.rate_limits)
 
     def body(self) -> bytes:
         return orjson.dumps({"error": self.fields()})
@@ -65,8 +74,8 @@ class ApiError(Exception):
         return {"message": self.message, "type": kind, "param": self.param, "code": self.code}
 
 
-def engine_error(status: int, body: bytes) -> ApiError:
-    """An engine's error answer in OpenAI's shape.
+def engine_error(status: int, body: bytes, path: str) -> ApiError:
+    """An engine's error answer to a request at `path`, in OpenAI's shape.
 
     vLLM nests the fields under `error`, SGLang puts them at the top and adds its source file; both put the status where
     OpenAI has a code.
@@ -78,6 +87,9 @@ def engine_error(status: int, body: bytes) -> ApiError:
     fields = parsed.get("error", parsed) if isinstance(parsed, dict) else {}
     if not isinstance(fields, dict):
         fields = {"message": str(fields)}
+    if status in (404, 405, 501) and "message" not in fields:  # the server's own page for a route it does not have
+        message = f"the engine that serves this model has no {path}; `tribes status` shows which engine it is"
+        return ApiError(404, "unsupported_by_engine", message)
     message = str(fields.get("message") or fields.get("detail") or f"the engine answered {status}")
     message = message.split("\n\n  File ", 1)[0].strip()
     code = fields.get("code") if isinstance(fields.get("code"), str) else None

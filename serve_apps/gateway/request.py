@@ -1,12 +1,11 @@
 """A generation request as the gateway understands it: the few fields it needs, and the bytes the engine gets.
 
 Everything else in the body passes through unread, so new engine parameters work the day the engine has them.
-Owns: parsing, class, session and size estimates. Must not know: leases, connections.
+Owns: parsing, class and size estimates. Must not know: leases, connections.
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -15,14 +14,21 @@ import orjson
 
 from cluster.config import TribesConfig
 from cluster.vocabulary import SERVICE_TIERS, RequestClass, class_of_tier, tier_of_class
+from serve_apps.gateway import salt
 from serve_apps.gateway.auth import Caller
 from serve_apps.gateway.errors import ApiError
+from serve_apps.gateway.hints import Hints, deadline_of, program_of, session_of
+from serve_apps.gateway.prefix import leading_blocks
+from serve_apps.gateway.splice import with_fields
 
+CHAT_PATH = "/v1/chat/completions"
+RESPONSES_PATH = "/v1/responses"
+GENERATION_PATHS = frozenset({CHAT_PATH, "/v1/completions", "/v1/embeddings", RESPONSES_PATH})
+BACKGROUND_PATHS = (CHAT_PATH, RESPONSES_PATH)
 BYTES_PER_TOKEN = 4
 DEFAULT_OUTPUT_TOKENS = 512
 """Assumed bound where a request names none; predictions come from the tenant's own history."""
 _TRUE = (True, "true", "True", "1")
-_USAGE_OPTION = b'"stream_options":{"include_usage":true},'
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,20 +38,37 @@ class GenerationRequest:
     path: str
     model: str
     request_class: RequestClass
-    tier: str
+    tier: str | None
+    """The tier that the answer names; None for a class that has none."""
     stream: bool
+    background: bool
     wants_usage: bool
     """The client asked for the stream's usage event; the gateway always asks the engine for it."""
     session: str | None
+    program: str | None
+    deadline_at_s: float | None
+    prefix: tuple[int, ...]
     prompt_tokens: int
     max_output_tokens: int
+    salt: str | None
     body: bytes
+    """Without a cache salt: that depends on the engine that gets it."""
 
 
 def parse_request(
-    path: str, raw: bytes, caller: Caller, config: TribesConfig, session_header: bytes | None
+    path: str,
+    raw: bytes,
+    caller: Caller,
+    config: TribesConfig,
+    hints: Hints,
+    *,
+    request_class: RequestClass | None = None,
+    deadline_at_s: float | None = None,
 ) -> GenerationRequest:
-    """Raises ApiError 400 for a body that cannot be used and 404 for an unknown model."""
+    """Raises ApiError 400 for a body that cannot be used and 404 for an unknown model.
+
+    `request_class`: accepted work that runs now, in this class and with nobody connected, so not as a stream.
+    """
     parsed = _object(raw)
     model = parsed.get("model")
     if not isinstance(model, str):
@@ -53,23 +76,100 @@ def parse_request(
     if model not in config.models:
         known = ", ".join(config.models)
         raise ApiError(404, "model_not_found", f"unknown model {model!r}; known: {known}", param="model")
-    tier = _asked_tier(parsed, caller)
-    request_class = _request_class(tier, model, config)
-    stream = parsed.get("stream") in _TRUE  # engines read it as leniently
+    tier, served_class = _tier_and_class(parsed, caller, model, config, request_class)
+    if path == RESPONSES_PATH:
+        _check_references(parsed)
+    accepted = request_class is not None
+    stream = not accepted and parsed.get("stream") in _TRUE  # engines read it as leniently
     options = parsed.get("stream_options")
     wants_usage = isinstance(options, Mapping) and options.get("include_usage") is True
+    cache_salt = salt.cache_salt(config.gateway.cache_salt, caller, parsed)
+    by_locality = config.scheduling.fairness == "dlpm"
     return GenerationRequest(
         path=path,
         model=model,
-        request_class=request_class,
-        tier="priority" if (tier, request_class) == ("priority", RequestClass.ONLINE) else tier_of_class(request_class),
+        request_class=served_class,
+        tier=tier,
         stream=stream,
+        background=not accepted and _background(path, parsed, stream),
         wants_usage=wants_usage,
-        session=_session(parsed, session_header),
+        session=session_of(parsed, parsed.get("input" if path == RESPONSES_PATH else "messages"), hints),
+        program=program_of(parsed, hints),
+        deadline_at_s=deadline_at_s if accepted else deadline_of(hints),
+        prefix=leading_blocks(parsed, cache_salt or "") if by_locality else (),
         prompt_tokens=max(1, len(raw) // BYTES_PER_TOKEN),
         max_output_tokens=_max_output_tokens(parsed, config.models[model].max_model_len),
-        body=_with_usage(raw, parsed) if stream and not wants_usage else raw,
+        salt=cache_salt,
+        body=with_fields(
+            raw, parsed, _fields(path, parsed, tier, stream and not wants_usage), _dropped(cache_salt, accepted)
+        ),
     )
+
+
+def _fields(path: str, parsed: Mapping[str, Any], tier: str | None, ask_for_usage: bool) -> dict[str, Any]:
+    """What the engine is told beyond what the client said."""
+    if path == RESPONSES_PATH:
+        # Engines repeat the tier in the response and in events of a stream; the usage is always in the last one.
+        return {"service_tier": tier} if tier is not None and parsed.get("service_tier") != tier else {}
+    if not ask_for_usage:
+        return {}
+    options = parsed.get("stream_options")
+    merged = {**options, "include_usage": True} if isinstance(options, Mapping) else {"include_usage": True}
+    return {"stream_options": merged}
+
+
+def _dropped(cache_salt: str | None, accepted: bool) -> tuple[str, ...]:
+    """What the engine must not hear: a salt of the client's own, and how accepted work was asked for."""
+    own = () if cache_salt is None else (salt.FIELD,)
+    return (*own, "background", "stream", "stream_options") if accepted else own
+
+
+def _check_references(parsed: Mapping[str, Any]) -> None:
+    """An engine keeps responses for whoever knows the id, on one replica: neither safe nor sure to be found."""
+    for name in ("previous_response_id", "conversation"):
+        if parsed.get(name) is not None:
+            message = f"`{name}` is not kept here: send the whole conversation in `input`"
+            raise ApiError(400, "unsupported_parameter", message, param=name)
+
+
+def _background(path: str, parsed: Mapping[str, Any], stream: bool) -> bool:
+    background = parsed.get("background")
+    if background is None or background is False:
+        return False
+    if background is not True:
+        raise ApiError(400, "invalid_background", "`background` must be true or false", param="background")
+    if path not in BACKGROUND_PATHS:
+        message = f"{path} cannot run in the background; {' and '.join(BACKGROUND_PATHS)} can"
+        raise ApiError(400, "unsupported_parameter", message, param="background")
+    if stream:
+        message = "`stream` and `background` cannot both be true: ask for the answer by its id"
+        raise ApiError(400, "unsupported_parameter", message, param="stream")
+    return True
+
+
+def _tier_and_class(
+    parsed: Mapping[str, Any],
+    caller: Caller,
+    model: str,
+    config: TribesConfig,
+    request_class: RequestClass | None,
+) -> tuple[str | None, RequestClass]:
+    """The tier to name in the answer, and the class to run in. A model need not be deployed for every class: the
+    nearest one serves, and the answer says which it was.
+    """
+    asked = None if request_class is RequestClass.OFFLINE else _asked_tier(parsed, caller)
+    wanted = request_class or class_of_tier(asked or "auto", config.gateway.auto_tier)
+    served = {c for d in config.serving().values() if d.model == model for c in d.serves}
+    nearest = (wanted, RequestClass.SEMI_ONLINE, RequestClass.ONLINE)
+    if wanted is not RequestClass.OFFLINE:
+        nearest = (wanted, RequestClass.ONLINE, RequestClass.SEMI_ONLINE)
+    found = next((c for c in nearest if c in served), None)
+    if found is None:
+        raise ApiError(404, "model_not_served", f"model {model!r} is deployed for batch jobs only", param="model")
+    if wanted is RequestClass.OFFLINE:
+        return None, found
+    priority = asked == "priority" and found is RequestClass.ONLINE
+    return "priority" if priority else tier_of_class(found), found
 
 
 def _object(raw: bytes) -> dict[str, Any]:
@@ -93,48 +193,9 @@ def _asked_tier(parsed: Mapping[str, Any], caller: Caller) -> str:
     return str(tier)
 
 
-def _request_class(tier: str, model: str, config: TribesConfig) -> RequestClass:
-    wanted = class_of_tier(tier, config.gateway.auto_tier)
-    served = {c for d in config.serving().values() if d.model == model for c in d.serves}
-    # A model need not be deployed for every class: the nearest one serves, and the response says which it was.
-    for request_class in (wanted, RequestClass.ONLINE, RequestClass.SEMI_ONLINE):
-        if request_class in served:
-            return request_class
-    raise ApiError(404, "model_not_served", f"model {model!r} is deployed for batch jobs only", param="model")
-
-
 def _max_output_tokens(parsed: Mapping[str, Any], max_model_len: int | None) -> int:
     for field in ("max_completion_tokens", "max_tokens", "max_output_tokens"):
         value = parsed.get(field)
         if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
             return min(value, max_model_len) if max_model_len else value
     return min(DEFAULT_OUTPUT_TOKENS, max_model_len) if max_model_len else DEFAULT_OUTPUT_TOKENS
-
-
-def _session(parsed: Mapping[str, Any], session_header: bytes | None) -> str | None:
-    """What ties the turns of a conversation together: named by the client, else its leading messages."""
-    for named in (parsed.get("prompt_cache_key"), session_header, parsed.get("user")):
-        if named:
-            # Hashed: the name stays in memory long after the request, and a client may send a very long one.
-            return _digest(named if isinstance(named, bytes) else str(named).encode())
-    messages = parsed.get("messages")
-    if not isinstance(messages, list) or not messages:
-        return None
-    # Up to the first user message: the part that stays the same as the conversation grows.
-    roles = [m.get("role") if isinstance(m, Mapping) else None for m in messages]
-    head = messages[: roles.index("user") + 1] if "user" in roles else messages[:1]
-    return _digest(orjson.dumps(head))
-
-
-def _digest(name: bytes) -> str:
-    return hashlib.blake2b(name, digest_size=12).hexdigest()
-
-
-def _with_usage(raw: bytes, parsed: dict[str, Any]) -> bytes:
-    """Ask for the usage event. Spliced in where possible: the client's own bytes stay as they are."""
-    if parsed.get("stream_options") is None and "stream_options" not in parsed:
-        start = raw.index(b"{") + 1
-        return raw[:start] + _USAGE_OPTION + raw[start:]
-    options = parsed["stream_options"]
-    merged = {**options, "include_usage": True} if isinstance(options, Mapping) else {"include_usage": True}
-    return orjson.dumps({**parsed, "stream_options": merged})

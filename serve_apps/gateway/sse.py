@@ -17,13 +17,19 @@ _DATA = b"data: "
 _NO_CHOICES = b'"choices":[]'
 _USAGE = b'"usage":{'
 _NULL_TIER = b'"service_tier":null'
+_DELTA = b".delta\n"
+_LAST_EVENTS = (b"event: response.completed\n", b"event: response.incomplete\n", b"event: response.failed\n")
 
 
-def patch_tier(body: bytes, tier: str) -> bytes:
+def patch_tier(body: bytes, tier: str | None) -> bytes:
     """Set the top-level `service_tier` of the first JSON object in `body` (one that is absent or null).
+
+    `tier` None: a class without a tier that clients know; the engine's word stays.
 
     In JSON text an unescaped `"service_tier":null` can only be a key, never part of a string.
     """
+    if tier is None:
+        return body
     field = b'"service_tier":"' + tier.encode() + b'"'
     if _NULL_TIER in body:
         return body.replace(_NULL_TIER, field, 1)
@@ -60,7 +66,7 @@ class EventStream:
 
     __slots__ = ("_carry", "_keep_usage", "_patched", "_tier", "output_tokens", "usage")
 
-    def __init__(self, tier: str, keep_usage: bool) -> None:
+    def __init__(self, tier: str | None, keep_usage: bool) -> None:
         self._tier = tier
         self._keep_usage = keep_usage
         self._carry = b""
@@ -105,3 +111,44 @@ class EventStream:
                     continue
             kept.append(event)
         return _END.join(kept)
+
+
+class ResponseEventStream:
+    """Events of `/v1/responses`: nothing is changed in them; the last one has the whole response and its usage."""
+
+    __slots__ = ("_carry", "output_tokens", "usage")
+
+    def __init__(self) -> None:
+        self._carry = b""
+        self.output_tokens = 0
+        """Pieces of output seen, which is about the tokens produced; the usage at the end is exact."""
+        self.usage: TokenUsage | None = None
+
+    def feed(self, chunk: bytes) -> bytes:
+        """Bytes in, bytes for the client out: everything up to the last complete event."""
+        data = self._carry + chunk if self._carry else chunk
+        end = data.rfind(_END)
+        if end < 0:
+            self._carry = data
+            return b""
+        end += len(_END)
+        self._carry = data[end:]
+        block = data[:end]
+        self.output_tokens += block.count(_DELTA)
+        if any(mark in block for mark in _LAST_EVENTS):
+            self._read_usage(block)
+        return block
+
+    def rest(self) -> bytes:
+        """What came after the last complete event (an engine that ended mid-event)."""
+        return self._carry
+
+    def _read_usage(self, block: bytes) -> None:
+        for event in block.split(_END):
+            head, _, data = event.partition(_DATA)
+            if head in _LAST_EVENTS:
+                try:
+                    response = orjson.loads(data).get("response")
+                except (orjson.JSONDecodeError, AttributeError):
+                    continue
+                self.usage = read_usage(response.get("usage") if isinstance(response, dict) else None) or self.usage

@@ -21,16 +21,19 @@ import orjson
 import uvicorn
 import yaml
 
+from tests.support.scripted_responses import ResponsesWire
 from tests.support.scripted_script import BadRequestError, Plan, PrefixCache, Script, chat_prompt, make_plan
 from tests.support.scripted_stats import Stats, metrics_text
 from tests.support.scripted_wire import DONE, Wire, embeddings_body, error_body
 
+AnyWire = Wire | ResponsesWire
 Scope = dict[str, Any]
 Receive = Callable[[], Awaitable[dict[str, Any]]]
 Send = Callable[[dict[str, Any]], Awaitable[None]]
 JSON = (b"content-type", b"application/json")
 SSE_START = {"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"text/event-stream")]}
 DEATH_EXIT_CODE = 17
+CHAT, COMPLETIONS, RESPONSES = "/v1/chat/completions", "/v1/completions", "/v1/responses"
 
 
 @dataclass(slots=True)
@@ -47,20 +50,20 @@ class Engine:
     cache: PrefixCache = field(default_factory=PrefixCache)
     started_at: float = field(default_factory=time.monotonic)
     slots: asyncio.Semaphore | None = None
-    wires: dict[bool, Wire] = field(default_factory=dict)
+    wires: dict[str, AnyWire] = field(default_factory=dict)
+    """By path."""
 
     def __post_init__(self) -> None:
         self.slots = asyncio.Semaphore(self.max_running) if self.max_running else None
-        self.wires = {chat: Wire(self.model, chat=chat) for chat in (True, False)}
+        self.wires = {CHAT: Wire(self.model, chat=True), COMPLETIONS: Wire(self.model, chat=False)}
+        self.wires[RESPONSES] = ResponsesWire(self.model)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         path = scope["path"]
         if self.api_key and path.startswith("/v1") and not self._authorized(scope):
             await respond(send, 401, b'{"error":"Unauthorized"}')
-        elif path == "/v1/chat/completions":
-            await self._serve(receive, send, chat=True)
-        elif path == "/v1/completions":
-            await self._serve(receive, send, chat=False)
+        elif path in self.wires:
+            await self._serve(receive, send, path)
         elif path == "/v1/embeddings":
             await self._embed(receive, send)
         elif path == "/v1/models":
@@ -81,13 +84,20 @@ class Engine:
     def _authorized(self, scope: Scope) -> bool:
         return (b"authorization", b"Bearer " + (self.api_key or "").encode()) in scope["headers"]
 
-    async def _serve(self, receive: Receive, send: Send, *, chat: bool) -> None:
+    async def _serve(self, receive: Receive, send: Send, path: str) -> None:
         raw = await read_body(receive)
         self.stats.started += 1
         try:
             body = parse(raw)
             self._check_model(body)
-            plan = make_plan(body, chat=chat, defaults=self.script, cache=self.cache, max_model_len=self.max_model_len)
+            plan = make_plan(
+                body,
+                chat=path == CHAT,
+                defaults=self.script,
+                cache=self.cache,
+                max_model_len=self.max_model_len,
+                responses=path == RESPONSES,
+            )
         except BadRequestError as error:
             status = 404 if error.param == "model" else 400
             self.stats.finished += 1
@@ -98,7 +108,7 @@ class Engine:
         # An instant reply is over before a client can leave, so only the others pay for a watcher.
         gone = None if plan.script.instant and self.slots is None else asyncio.ensure_future(receive())
         try:
-            finished = await self._in_a_slot(plan, self.wires[chat], send, gone)
+            finished = await self._in_a_slot(plan, self.wires[path], send, gone)
         finally:
             if gone is not None:
                 gone.cancel()
@@ -107,7 +117,7 @@ class Engine:
         else:
             self.stats.aborted += 1
 
-    async def _in_a_slot(self, plan: Plan, wire: Wire, send: Send, gone: asyncio.Future[Any] | None) -> bool:
+    async def _in_a_slot(self, plan: Plan, wire: AnyWire, send: Send, gone: asyncio.Future[Any] | None) -> bool:
         if self.slots is not None:
             self.stats.waiting += 1
             try:
@@ -124,7 +134,7 @@ class Engine:
             if self.slots is not None:
                 self.slots.release()
 
-    async def _generate(self, plan: Plan, wire: Wire, send: Send, gone: asyncio.Future[Any] | None) -> bool:
+    async def _generate(self, plan: Plan, wire: AnyWire, send: Send, gone: asyncio.Future[Any] | None) -> bool:
         """False when the client left before the end."""
         request_id = wire.new_id()
         if plan.stream:
@@ -166,8 +176,11 @@ class Engine:
             raise BadRequestError(f"The model `{body['model']}` does not exist.", "model")
 
 
-def stream_events(plan: Plan, wire: Wire, request_id: bytes) -> Iterator[bytes]:
+def stream_events(plan: Plan, wire: AnyWire, request_id: bytes) -> Iterator[bytes]:
     """One item a token (of all choices), then one for the end. The role comes with the first token's write."""
+    if isinstance(wire, ResponsesWire):
+        yield from wire.events(request_id, plan)
+        return
     choices = range(plan.choices)
     role = b"".join(wire.start(request_id, index) for index in choices)
     for word in plan.words:

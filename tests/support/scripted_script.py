@@ -63,6 +63,7 @@ class Plan:
     cached_tokens: int
     stream: bool
     include_usage: bool
+    service_tier: str = "auto"
 
     @property
     def usage(self) -> dict[str, Any]:
@@ -82,11 +83,13 @@ class PrefixCache:
         self._blocks: OrderedDict[str, None] = OrderedDict()
         self._capacity = blocks
 
-    def hit_tokens(self, text: str) -> int:
-        """How many leading tokens were seen before; the prompt is remembered. The last token is always computed."""
+    def hit_tokens(self, text: str, salt: str = "") -> int:
+        """How many leading tokens were seen before under this salt; the prompt is remembered. The last token is always
+        computed.
+        """
         hit_chars, all_hit = 0, True
         for end in range(BLOCK_CHARS, len(text), BLOCK_CHARS):
-            prefix = text[:end]
+            prefix = f"{salt}\0{text[:end]}"
             all_hit = all_hit and prefix in self._blocks
             hit_chars = end if all_hit else hit_chars
             self._blocks[prefix] = None
@@ -97,12 +100,19 @@ class PrefixCache:
 
 
 def make_plan(
-    body: Mapping[str, Any], *, chat: bool, defaults: Script, cache: PrefixCache, max_model_len: int | None
+    body: Mapping[str, Any],
+    *,
+    chat: bool,
+    defaults: Script,
+    cache: PrefixCache,
+    max_model_len: int | None,
+    responses: bool = False,
 ) -> Plan:
     script = defaults.with_overrides(body.get("x_script"))
-    text, length = chat_prompt(body) if chat else completion_prompt(body)
+    body = {**body, "messages": response_messages(body)} if responses else body
+    text, length = chat_prompt(body) if chat or responses else completion_prompt(body)
     prompt_tokens = script.prompt_tokens if script.prompt_tokens is not None else length
-    asked = body.get("max_completion_tokens") or body.get("max_tokens")
+    asked = body.get("max_completion_tokens") or body.get("max_tokens") or body.get("max_output_tokens")
     if asked is not None and (not isinstance(asked, int) or asked < 1):
         raise BadRequestError(f"max_tokens must be at least 1, got {asked}.", "max_tokens")
     _check_context(prompt_tokens, asked, max_model_len)
@@ -114,9 +124,10 @@ def make_plan(
         finish_reason=finish_reason,
         choices=int(body.get("n") or 1),
         prompt_tokens=prompt_tokens,
-        cached_tokens=min(cache.hit_tokens(text), max(0, prompt_tokens - 1)),
+        cached_tokens=min(cache.hit_tokens(text, str(body.get("cache_salt") or "")), max(0, prompt_tokens - 1)),
         stream=stream,
         include_usage=stream and bool((body.get("stream_options") or {}).get("include_usage")),
+        service_tier=str(body.get("service_tier") or "auto"),
     )
 
 
@@ -170,6 +181,15 @@ def chat_prompt(body: Mapping[str, Any]) -> tuple[str, int]:
     ending = "" if messages[-1].get("role") == "assistant" and body.get("continue_final_message") else "\n"
     text = "\n".join(parts) + ending + ("" if not ending else "assistant:")
     return text, _tokens("\n".join(parts))
+
+
+def response_messages(body: Mapping[str, Any]) -> list[Any]:
+    """What `/v1/responses` is asked, as chat messages."""
+    if body.get("background"):
+        raise BadRequestError("This engine keeps no responses, so it has no background mode.", "background")
+    asked = body.get("input")
+    messages = asked if isinstance(asked, list) else [{"role": "user", "content": asked}]
+    return [{"role": "system", "content": body.get("instructions") or ""}, *messages]
 
 
 def completion_prompt(body: Mapping[str, Any]) -> tuple[str, int]:

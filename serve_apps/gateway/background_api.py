@@ -1,0 +1,97 @@
+"""Background requests over HTTP: accept now, run later, ask by id, cancel, delete.
+
+`/v1/responses` with `background: true` as OpenAI has it; `/v1/chat/completions` with it is an extension of the same
+form. A request is accepted when its row is committed, and only then answered. Ids of other tenants are unknown ids.
+
+Owns: what these paths answer. Must not know: who runs the requests, routes of other APIs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import uuid
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import orjson
+from sqlalchemy.exc import SQLAlchemyError
+
+from cluster.state.deferred import BackgroundRow, DeferredStore
+from serve_apps.gateway import chat_objects, responses_api
+from serve_apps.gateway.auth import Caller
+from serve_apps.gateway.errors import ApiError
+from serve_apps.gateway.request import CHAT_PATH, RESPONSES_PATH, GenerationRequest
+
+LIFE_S = 24 * 3600.0
+"""From acceptance on: what has not run by then ends, and what has is forgotten."""
+_KINDS = {RESPONSES_PATH: responses_api, CHAT_PATH: chat_objects}
+
+
+class Place(NamedTuple):
+    """One stored request in the URL space: `{path}/{id}` or `{path}/{id}/{action}`."""
+
+    path: str
+    id: str
+    action: str
+
+
+def place_of(path: str) -> Place | None:
+    """What a URL says about a background request; None when it is about something else."""
+    for base in _KINDS:
+        if path.startswith(base + "/"):
+            id, _, action = path[len(base) + 1 :].partition("/")
+            if id and action in ("", "cancel"):
+                return Place(base, id, action)
+    return None
+
+
+class Background:
+    """The API's side of the rows; a worker runs them."""
+
+    def __init__(self, rows: DeferredStore) -> None:
+        self._rows = rows
+
+    async def accept(self, request: GenerationRequest, raw: bytes, caller: Caller) -> tuple[int, bytes]:
+        """Status and body of the first answer. Raises ApiError where there can be no answer later."""
+        if request.deadline_at_s is not None:
+            message = "`x-deadline-ms` does not go with `background`: nobody waits for the answer"
+            raise ApiError(400, "unsupported_parameter", message, param="x-deadline-ms")
+        kind = _KINDS[request.path]
+        row_id, now_s = kind.ID_PREFIX + uuid.uuid4().hex, time.time()
+        place = (caller.tenant, caller.key_id, request.path, raw, request.request_class)
+        await _in_store(self._rows.create_background, row_id, *place, now_s, now_s + LIFE_S)
+        row = BackgroundRow(row_id, caller.tenant, request.path, raw, "queued", None, None, now_s, None)
+        return kind.ACCEPTED_STATUS, orjson.dumps(kind.as_object(row))
+
+    async def answer(self, method: str, place: Place, query: bytes, caller: Caller) -> bytes:
+        """The body for a request about a stored one; raises ApiError 404 for ids that the tenant does not have."""
+        kind = _KINDS[place.path]
+        row = await _in_store(self._rows.get_background, caller.tenant, place.id)
+        if row is None or row.path != place.path:
+            raise ApiError(404, None, f"{kind.NOUN} with id {place.id[:80]!r} not found", param="id")
+        if place.action == "cancel":
+            _require(method, "POST")
+            row = await _in_store(self._rows.cancel_background, caller.tenant, place.id) or row
+        elif method == "DELETE":
+            await _in_store(self._rows.delete_background, caller.tenant, place.id)
+            return orjson.dumps({"id": place.id, "object": kind.DELETED_OBJECT, "deleted": True})
+        else:
+            _require(method, "GET")
+            if b"stream=true" in query.lower().split(b"&"):
+                message = "a background request cannot be read as a stream: ask again until its status says it ended"
+                raise ApiError(400, "unsupported_parameter", message, param="stream")
+        return orjson.dumps(kind.as_object(row))
+
+
+def _require(method: str, allowed: str) -> None:
+    if method != allowed:
+        raise ApiError(405, "method_not_allowed", f"use {allowed} here, not {method}")
+
+
+async def _in_store(call: Callable[..., Any], *arguments: Any) -> Any:
+    try:
+        return await asyncio.to_thread(call, *arguments)
+    except SQLAlchemyError:
+        message = "the state store is away; nothing was accepted or changed"
+        raise ApiError(503, "store_unavailable", message, retry_after_s=1.0) from None
