@@ -104,13 +104,13 @@ def _direct_target(config: TribesConfig, model: str) -> Target:
     """The engine server's address and key, learned through a lease that is given back at once."""
     import ray
 
-    from serve_apps.messages import Exchange
+    from serve_apps.messages import Exchange, Hello
     from serve_apps.names import NAMESPACE, get_dispatcher
 
     ray.init(address=f"127.0.0.1:{config.ray.port}", namespace=NAMESPACE, log_to_driver=False, configure_logging=False)
     try:
         dispatcher, me = get_dispatcher(model), f"benchmark-{os.getpid()}"
-        ray.get(dispatcher.hello.remote(me, [], []))
+        ray.get(dispatcher.hello.remote(Hello(me)))
         ticket = Ticket("benchmark", me, "default", RequestClass.ONLINE, 1, 1, time.time())
         answers = ray.get(dispatcher.exchange.remote(Exchange(me, submits=[ticket])))
         ray.get(dispatcher.goodbye.remote(me))

@@ -2,15 +2,15 @@
 
 Concurrency: every method body runs without awaiting between reading and writing the queue, on the actor's one event
 loop, so no lock is needed. Gateways call `exchange` and hold one `next_answers` long poll each; replicas `report` once
-a second; a tick every 200 ms expires tickets and notices who stopped calling. The wall clock is used because tickets
-carry arrival times from other machines.
+a second; a tick every 200 ms expires tickets, sizes prepaid leases and notices who stopped calling. The wall clock is
+used because tickets carry arrival times from other machines.
 
 It is a detached named actor that Ray restarts (not a Serve deployment actor: those are versioned with one deployment's
-code, and a rolling update would split the queue in two). After a restart gateways bring back what waits and runs
-(`hello`), replicas report again, and tenants come from the store: it keeps no state of its own on disk.
-With no gateway and no replica for a while it ends itself.
+code, and a rolling update would split the queue in two). After a restart gateways bring back what waits and runs and
+the tenants' counters (`hello`), replicas report again, and tenants come from the store: it keeps no state of its own on
+disk. With no gateway and no replica for a while it ends itself.
 
-Owns: the RequestQueue of its model and who is alive. Must not know: HTTP, engines, prompts.
+Owns: what Ray calls, and the loops. Must not know: HTTP, engines, prompts; grants and recalls are the LeaseOffice's.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ import logging
 import os
 import time
 import uuid
-from collections.abc import Mapping
 from typing import Any
 
 import ray
@@ -31,25 +30,23 @@ from cluster.metrics.queue import QueueMetrics
 from cluster.scheduling import (
     BacklogScaler,
     ClassPolicy,
-    Lease,
-    Replica,
+    QueuePolicy,
     RequestQueue,
     ScalingBounds,
     ScalingDecision,
     ServiceWeights,
-    TenantLimits,
-    TenantPolicy,
-    Ticket,
 )
 from cluster.state import Store
 from cluster.vocabulary import RequestClass
-from serve_apps.mailboxes import Mailboxes
-from serve_apps.messages import Answers, Exchange, Grant, ReplicaOrder, ReplicaReport
-from serve_apps.replica_book import ReplicaBook
+from serve_apps.comeback import Comeback
+from serve_apps.lease_office import LeaseOffice
+from serve_apps.messages import Answers, Exchange, Hello, Memory, ReplicaOrder, ReplicaReport
+from serve_apps.queue_status import queue_status, replica_status, scaling_status
+from serve_apps.tenant_feed import TenantFeed
 
 TICK_S = 0.2
-TENANT_REFRESH_S = 2.0
-GATEWAY_SILENCE_S = 15.0
+MEMORY_S = 1.0
+LEVELS_S = 1.0
 LATE_S = 1.0
 LONELY_EXIT_S = 120.0
 log = logging.getLogger(__name__)
@@ -62,81 +59,79 @@ class Dispatcher:
         self._model = model
         self._config = TribesConfig.model_validate(config)
         self._store = Store(self._config.state.url)
+        self._life = uuid.uuid4().hex[:8]
+        self._company_at_s = self._ticked_at_s = time.monotonic()
         self._queue = RequestQueue(
             _class_policies(self._config, model),
             ServiceWeights(self._config.scheduling.input_weight, self._config.scheduling.output_weight),
-            lease_prefix=f"{uuid.uuid4().hex[:8]}-",
+            policy=_queue_policy(self._config),
+            lease_prefix=f"{self._life}-",
         )
-        self._metrics = QueueMetrics(model)
-        self._gateways = Mailboxes()
-        self._replicas = ReplicaBook()
+        self._office = LeaseOffice(
+            self._queue,
+            self._config.deployments,
+            QueueMetrics(model),
+            Comeback(_restarted(), self._ticked_at_s),
+        )
+        self._feed = TenantFeed(self._store, self._queue)
         self._scalers: dict[str, BacklogScaler] = {}
         self._decisions: dict[str, ScalingDecision] = {}
-        self._company_at_s = self._ticked_at_s = time.monotonic()
+        self._memory = Memory(self._life, frozenset(), {})
+        self._remembered_at_s = self._measured_at_s = 0.0
         self._tasks: list[asyncio.Task[None]] = []
         try:
-            self._take_tenants(self._store.tenants())
+            self._feed.take(self._store.tenants())
+            self._office.limited = self._feed.limited
         except SQLAlchemyError as error:
             log.warning("cannot read the tenants (%s); their limits hold once the store answers", error)
 
     # --- gateways -------------------------------------------------------------------------------------------------
 
-    async def hello(self, gateway_id: str, waiting: list[Ticket], running: list[Lease]) -> Answers:
+    async def hello(self, message: Hello) -> Answers:
         """A gateway introduces itself and brings what it still holds (after this actor was restarted, or at first)."""
         self._start_ticking()
-        self._gateways.open(gateway_id, time.monotonic())
-        self._queue.reconcile_owner(gateway_id, waiting, running, time.time())
-        self._grant()
-        return self._gateways.take(gateway_id)
+        self._office.welcome(message, message.memory is not None and message.memory.life != self._life)
+        self._remember(time.monotonic())
+        answers = self._office.gateways.take(message.gateway_id)
+        answers.limited, answers.memory = self._office.limited, self._memory
+        return answers
 
     async def exchange(self, message: Exchange) -> Answers:
         """Take a gateway's news and give it what there is for it; everything that can be decided now is."""
-        if message.gateway_id not in self._gateways:
+        if message.gateway_id not in self._office.gateways:
             return Answers(resync=True)
-        self._gateways.heard(message.gateway_id, time.monotonic())
-        now_s = time.time()
-        for lease_id, output_tokens in message.progress.items():
-            self._queue.progress(lease_id, output_tokens, now_s)
-        for lease_id, usage in message.releases:
-            self._queue.release(lease_id, usage, now_s)
-        for replica_id in message.unreachable:
-            self._hold_replica(replica_id)
-        for ticket in message.submits:
-            refusal = self._queue.submit(ticket, now_s)
-            if refusal is not None:
-                self._metrics.refused(ticket, refusal)
-                self._gateways.post(message.gateway_id).refusals.append(refusal)
-        for ticket_id in message.cancels:
-            self._queue.cancel(ticket_id, now_s)
-        self._grant()
-        return self._gateways.take(message.gateway_id)
+        self._office.gateways.heard(message.gateway_id, time.monotonic())
+        self._office.take_news(message)
+        return self._office.gateways.take(message.gateway_id)
 
     async def next_answers(self, gateway_id: str, timeout_s: float) -> Answers:
         """Long poll: returns as soon as there is something for the gateway, or empty after `timeout_s`."""
-        if gateway_id not in self._gateways:
+        if gateway_id not in self._office.gateways:
             return Answers(resync=True)
-        self._gateways.heard(gateway_id, time.monotonic())
-        return await self._gateways.wait(gateway_id, timeout_s)
+        self._office.gateways.heard(gateway_id, time.monotonic())
+        return await self._office.gateways.wait(gateway_id, timeout_s)
 
     async def goodbye(self, gateway_id: str) -> None:
         """A gateway leaves in order."""
-        self._drop_gateway(gateway_id)
+        self._office.drop_gateway(gateway_id)
 
     # --- replicas -------------------------------------------------------------------------------------------------
 
     async def report(self, report: ReplicaReport) -> ReplicaOrder:
         """A replica says how it is; a ready one takes leases from now on."""
         self._start_ticking()
-        changed, became_ready = self._replicas.note(report, time.monotonic())
+        changed, became_ready = self._office.replicas.note(report, time.monotonic())
         if changed:
-            self._put_replica(report)
+            self._office.put_replica(report)
         if became_ready:
-            self._metrics.cold_start(report)
-        return ReplicaOrder(running=self._running_on(report.replica_id))
+            self._office.metrics.cold_start(report)
+        # A prepaid lease may be in use already: a draining replica waits for it like for the others.
+        taken = {r.replica_id: r.running for r in self._queue.replicas()}
+        return ReplicaOrder(running=taken.get(report.replica_id, 0))
 
     async def replica_gone(self, replica_id: str) -> None:
         """A replica (or its engine) ended: its leases are told to their gateways, its waiting work goes elsewhere."""
-        self._drop_replica(replica_id)
+        self._office.drop_replica(replica_id)
 
     # --- scaling and status ---------------------------------------------------------------------------------------
 
@@ -154,91 +149,34 @@ class Dispatcher:
 
     async def status(self) -> dict[str, Any]:
         """Everything `tribes status` shows about this model, as plain data."""
-        now_s = time.time()
-        running = self._queue.running_by_tenant()
+        office = self._office
         return {
             "model": self._model,
             "pid": os.getpid(),
-            "gateways": len(self._gateways),
-            "classes": {
-                c.value: {
-                    "waiting": self._queue.waiting(c),
-                    "waiting_by_tenant": waiting,
-                    "running_by_tenant": running.get(c, {}),
-                    "service_by_tenant": self._queue.counters()[c],
-                }
-                for c, waiting in self._queue.waiting_by_tenant().items()
-            },
-            "replicas": [
-                {
-                    "replica_id": report.replica_id,
-                    "deployment": report.deployment,
-                    "state": report.state,
-                    "pid": report.pid,
-                    "running": self._running_on(report.replica_id),
-                    "age_s": now_s - report.started_at_s,
-                    "cold_start_s": report.cold_start_s,
-                    "kv_usage": report.kv_usage,
-                }
-                for report in self._replicas.reports()
-            ],
-            "scaling": {
-                name: {"replicas": decision.replicas, "reason": decision.reason}
-                for name, decision in self._decisions.items()
-            },
+            "gateways": len(office.gateways),
+            "classes": queue_status(self._queue),
+            "replicas": replica_status(office.replicas, self._queue, office.prepaid, time.time()),
+            "scaling": scaling_status(self._decisions),
         }
 
     async def configure(self, config: dict[str, Any]) -> None:
         """Take over a new configuration's deployments and store; queue bounds change with the next start."""
         self._config = TribesConfig.model_validate(config)
         self._scalers = {}
-        await self._refresh_tenants()
-        for report in self._replicas.reports():
+        self._office.deployments = self._config.deployments
+        await self._feed.refresh()
+        self._tenants_changed()
+        for report in self._office.replicas.reports():
             if report.state != "starting":
-                self._put_replica(report)
-        self._grant()
+                self._office.put_replica(report)
+        self._office.grant()
 
     # --- inside ---------------------------------------------------------------------------------------------------
 
-    def _grant(self) -> None:
-        for lease in self._queue.grant(time.time()):
-            report = self._replicas[lease.replica_id]
-            grant = Grant(lease, report.deployment, report.base_url, report.api_key)
-            self._gateways.post(lease.ticket.owner).grants.append(grant)
-            self._metrics.granted(lease)
-
-    def _put_replica(self, report: ReplicaReport) -> None:
-        config = self._config.deployments.get(report.deployment)
-        if config is None:
-            return  # removed from the configuration; Serve is about to stop it
-        draining = not self._replicas.takes_leases(report.replica_id)
-        replica = Replica(
-            report.replica_id, report.deployment, tuple(config.serves), config.max_running, draining=draining
-        )
-        self._queue.put_replica(replica, time.time())
-        self._grant()
-
-    def _hold_replica(self, replica_id: str) -> None:
-        """A gateway could not connect: no lease there until its next report says that its engine lives."""
-        if self._replicas.hold(replica_id):
-            self._put_replica(self._replicas[replica_id])
-
-    def _running_on(self, replica_id: str) -> int:
-        return next((r.running for r in self._queue.replicas() if r.replica_id == replica_id), 0)
-
-    def _drop_replica(self, replica_id: str) -> None:
-        self._replicas.drop(replica_id)
-        for lease in self._queue.remove_replica(replica_id, time.time()):
-            self._gateways.post(lease.ticket.owner).lost.append(lease.lease_id)
-
-    def _drop_gateway(self, gateway_id: str) -> None:
-        self._gateways.close(gateway_id)
-        self._queue.release_owner(gateway_id, time.time())
-        self._grant()
-
     def _start_ticking(self) -> None:
         if not self._tasks:
-            self._tasks = [asyncio.create_task(loop) for loop in (self._tick_forever(), self._tenants_forever())]
+            loops = (self._tick_forever(), self._feed.run_forever(self._tenants_changed))
+            self._tasks = [asyncio.create_task(loop) for loop in loops]
 
     async def _tick_forever(self) -> None:
         """Runs for the actor's life; a tick that fails is logged and tried again."""
@@ -249,58 +187,58 @@ class Dispatcher:
                 log.exception("dispatcher tick failed; trying again")
             await asyncio.sleep(TICK_S)
 
-    async def _tenants_forever(self) -> None:
-        """Apart from the tick: a store that is slow or away must not keep tickets from expiring."""
-        while True:
-            try:
-                await self._refresh_tenants()
-            except Exception as error:
-                log.warning("cannot read the tenants (%s); trying again", error)
-            await asyncio.sleep(TENANT_REFRESH_S)
-
     def _tick(self) -> None:
         clock_s = time.monotonic()
         late_s = clock_s - self._ticked_at_s - TICK_S
         self._ticked_at_s = clock_s
         if late_s > LATE_S:
             # This process did not run for a while: what the others sent meanwhile is still to be read.
-            self._gateways.excuse(late_s)
-            self._replicas.excuse(late_s)
+            self._office.gateways.excuse(late_s)
+            self._office.replicas.excuse(late_s)
             self._company_at_s += late_s
-        for replica_id in self._replicas.silent(clock_s):
-            log.warning("replica %s has been silent for too long: gone", replica_id)
-            self._drop_replica(replica_id)
-        for gateway_id in self._gateways.silent(clock_s, GATEWAY_SILENCE_S):
-            log.warning("gateway %s has been silent for too long: gone", gateway_id)
-            self._drop_gateway(gateway_id)
-        leases = self._queue.leases()
-        unseen = self._replicas.unseen({lease.replica_id for lease in leases}, clock_s)
-        for lease in (lease for lease in leases if lease.replica_id in unseen):
-            # Told again each tick until the gateway has given it back.
-            self._gateways.post(lease.ticket.owner).lost.append(lease.lease_id)
-        for ticket, refusal in self._queue.expire(time.time()):
-            self._metrics.refused(ticket, refusal)
-            self._gateways.post(ticket.owner).refusals.append(refusal)
-        self._grant()
-        self._metrics.levels(self._queue, self._replicas.reports())
+        self._office.tick(clock_s)
+        self._remember(clock_s)
+        if clock_s - self._measured_at_s >= LEVELS_S:
+            self._measured_at_s = clock_s
+            self._office.metrics.levels(self._queue, self._office.replicas.reports())
         self._exit_when_lonely(clock_s)
 
     def _exit_when_lonely(self, clock_s: float) -> None:
-        if len(self._gateways) or len(self._replicas):
+        if len(self._office.gateways) or len(self._office.replicas):
             self._company_at_s = clock_s
         elif clock_s - self._company_at_s > LONELY_EXIT_S:
             log.info("no gateway and no replica for %.0f s: ending", LONELY_EXIT_S)
             ray.actor.exit_actor()
 
-    async def _refresh_tenants(self) -> None:
-        self._take_tenants(await asyncio.to_thread(self._store.tenants))
-        self._grant()
+    def _tenants_changed(self) -> None:
+        """The store was read: gateways learn who has limits, and what new limits allow is granted."""
+        if self._feed.limited is not self._office.limited:
+            self._office.limited = self._feed.limited
+            for gateway_id in self._office.gateways:
+                self._office.gateways.post(gateway_id).limited = self._feed.limited
+        self._office.grant()
 
-    def _take_tenants(self, stored: Mapping[str, Mapping[str, Any]]) -> None:
-        now_s = time.time()
-        for name, policy in stored.items():
-            limits = TenantLimits(**policy.get("limits", {}))
-            self._queue.set_tenant(name, TenantPolicy(policy.get("weight", 1.0), limits), now_s)
+    def _remember(self, clock_s: float) -> None:
+        """Give every gateway what a successor of this actor will need: at once when a gateway came or went, else at
+        most once a second."""
+        gateways = frozenset(self._office.gateways) | self._office.comeback.missing(clock_s)
+        if gateways == self._memory.gateways and clock_s - self._remembered_at_s < MEMORY_S:
+            return
+        memory = Memory(self._life, gateways, self._queue.counters_snapshot())
+        self._remembered_at_s = clock_s
+        old = self._memory
+        if gateways != old.gateways or memory.counters["classes"] != old.counters.get("classes"):
+            self._memory = memory
+            for gateway_id in self._office.gateways:
+                self._office.gateways.post(gateway_id).memory = memory
+
+
+def _restarted() -> bool:
+    """Whether Ray has started this actor again after its death."""
+    if not ray.is_initialized():
+        return False
+    context = ray.get_runtime_context()
+    return context.get_actor_id() is not None and context.was_current_actor_reconstructed
 
 
 def _bounds(config: DeploymentConfig) -> ScalingBounds:
@@ -310,6 +248,17 @@ def _bounds(config: DeploymentConfig) -> ScalingBounds:
         slots_per_replica=config.max_running,
         wait_target_s=config.replicas.wait_target_s,
         idle_timeout_s=config.replicas.idle_timeout_s,
+    )
+
+
+def _queue_policy(config: TribesConfig) -> QueuePolicy:
+    scheduling = config.scheduling
+    return QueuePolicy(
+        max_queued=scheduling.max_queued,
+        raised_share=scheduling.raised_share,
+        deadline_margin_s=scheduling.deadline_margin_s,
+        fairness=scheduling.fairness,
+        locality_quantum_tokens=scheduling.locality_quantum_tokens,
     )
 
 

@@ -2,8 +2,9 @@
 
 Concurrency: one event loop. All news is gathered while a call is on its way and goes out with the next one, so the
 number of actor calls is bounded by the round trip, not by the request rate. A long poll brings what is decided later.
+While nobody waits the dispatcher sends prepaid leases (`PrepaidPool`), and a request that may use one starts at once.
 When the dispatcher dies, Ray restarts it under the same handle; `hello` then brings back every waiting ticket (with its
-arrival time) and every running lease, so nobody loses a place and streams do not notice.
+arrival time), every running lease and the tenants' counters, so nobody loses a place and streams do not notice.
 
 Owns: waiting tickets and held leases of this gateway process. Must not know: HTTP, engines.
 """
@@ -13,16 +14,20 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from ray.exceptions import RayError
+from ray.exceptions import RayError, RayTaskError
 
 from cluster.scheduling import Lease, Refusal, Ticket, TokenUsage
-from serve_apps.messages import Answers, Exchange, Grant
+from serve_apps.messages import Answers, Exchange, Grant, Hello, Memory
+from serve_apps.prepaid_pool import PrepaidPool
 
 POLL_S = 5.0
+LINGER_S = 0.004
+"""How long news may wait for more of its kind when nobody waits for it: fewer actor calls for the same requests."""
 PROGRESS_S = 0.25
 RETRY_S = 0.2
 STATUS_TIMEOUT_S = 5.0
@@ -68,8 +73,11 @@ class LeaseClient:
         self._gateway_id = gateway_id
         self._waiting: dict[str, _Waiting] = {}
         self._held: dict[str, _Held] = {}
+        self._pool = PrepaidPool()
+        self._memory: Memory | None = None
         self._out = Exchange(gateway_id)
         self._news = asyncio.Event()
+        self._linger: asyncio.TimerHandle | None = None
         self._in_touch = asyncio.Event()
         self._hellos = 0
         self._tasks: list[asyncio.Task[None]] = []
@@ -86,20 +94,29 @@ class LeaseClient:
         """Leave in order: what still waits or runs is given up."""
         for task in self._tasks:
             task.cancel()
+        if self._linger is not None:
+            self._linger.cancel()
         with contextlib.suppress(RayError, TimeoutError):
             async with asyncio.timeout(2):
                 await self._dispatcher.goodbye.remote(self._gateway_id)
 
     async def acquire(self, ticket: Ticket, on_lost: Callable[[], None], timeout_s: float) -> Grant:
-        """Wait for a lease. Raises RefusedError; when cancelled, the ticket is withdrawn.
+        """A lease, at once if a prepaid one will do. Raises RefusedError; when cancelled, the ticket is withdrawn.
 
         `on_lost` is called, perhaps repeatedly, if the replica goes away before `release`. `timeout_s` bounds the wait
         even if the dispatcher stays unreachable (it normally ends waiting tickets itself).
         """
+        prepaid = self._pool.take(ticket)
+        if prepaid is not None:
+            grant = prepaid.used_for(ticket, time.time())
+            self._held[grant.lease.lease_id] = _Held(grant.lease, on_lost)
+            self._out.used.append((grant.lease.lease_id, ticket, grant.lease.granted_at_s))
+            self._tell(later=bool(self._pool))
+            return grant
         future: asyncio.Future[Grant] = asyncio.get_running_loop().create_future()
         self._waiting[ticket.ticket_id] = _Waiting(ticket, on_lost, future)
         self._out.submits.append(ticket)
-        self._news.set()
+        self._tell()
         try:
             async with asyncio.timeout(timeout_s):
                 return await future
@@ -120,12 +137,14 @@ class LeaseClient:
         """Give a lease back with what was used; None when nothing ran."""
         if self._held.pop(lease_id, None) is not None:
             self._out.releases.append((lease_id, usage))
-            self._news.set()
+            # Somebody may wait for the slot, unless there are prepaid leases: then nobody does.
+            self._tell(later=bool(self._pool))
 
     def unreachable(self, replica_id: str) -> None:
         """The replica took no connection: nobody should be sent there until it says that it lives."""
         self._out.unreachable.append(replica_id)
-        self._news.set()
+        self._out.returned += self._pool.drop_replica(replica_id)
+        self._tell()
 
     async def status(self) -> dict[str, Any]:
         """The dispatcher's own account of its queue and replicas; raises RefusedError while it is away."""
@@ -143,15 +162,23 @@ class LeaseClient:
             self.release(future.result().lease.lease_id, None)
         else:
             self._out.cancels.append(ticket_id)
+            self._tell()
+
+    def _tell(self, later: bool = False) -> None:
+        """Have the news sent: now, or in a moment together with more."""
+        if not later:
             self._news.set()
+        elif self._linger is None:
+            self._linger = asyncio.get_running_loop().call_later(LINGER_S, self._news.set)
 
     def _apply(self, answers: Answers) -> None:
         for grant in answers.grants:
             waiting = self._waiting.pop(grant.lease.ticket.ticket_id, None)
             if waiting is None or waiting.future.done():
                 self._out.releases.append((grant.lease.lease_id, None))
-                self._news.set()
+                self._tell()
             else:
+                self._pool.remember(waiting.ticket, grant.lease.replica_id)
                 # Held from here on, not from when the request's task runs: a hello or a loss may come before.
                 self._held[grant.lease.lease_id] = _Held(grant.lease, waiting.on_lost)
                 waiting.future.set_result(grant)
@@ -163,8 +190,19 @@ class LeaseClient:
             held = self._held.get(lease_id)
             if held is not None:
                 held.on_lost()
+        self._apply_prepaid(answers)
+        if answers.memory is not None:
+            self._memory = answers.memory
         if answers.resync:
             self._in_touch.clear()
+
+    def _apply_prepaid(self, answers: Answers) -> None:
+        if answers.limited is not None:
+            self._pool.set_limited(answers.limited)
+        self._pool.add(answers.prepaid)
+        if answers.recall:
+            self._out.returned += self._pool.recall(answers.recall)
+            self._tell()
 
     async def _send_forever(self) -> None:
         while True:
@@ -172,6 +210,9 @@ class LeaseClient:
                 await self._hello()
             await self._news.wait()
             self._news.clear()
+            if self._linger is not None:
+                self._linger.cancel()
+                self._linger = None
             message, self._out = self._out, Exchange(self._gateway_id)
             if not message:
                 continue
@@ -204,7 +245,7 @@ class LeaseClient:
                 if held.progress is not None and held.progress.output_tokens > held.reported:
                     held.reported = self._out.progress[lease_id] = held.progress.output_tokens
             if self._out.progress:
-                self._news.set()
+                self._tell()
 
     async def _hello(self) -> None:
         """Say hello until somebody answers: Ray restarts the dispatcher, and requests that wait have their own
@@ -212,12 +253,14 @@ class LeaseClient:
         """
         while not self._in_touch.is_set():
             # Releases and cancellations not yet sent are implied: hello lists exactly what still waits and runs.
+            # A prepaid lease that is in use is among the latter, and while nobody answers more of them may be used.
             self._out = Exchange(self._gateway_id)
             self._hellos += 1
             waiting = [waiting.ticket for waiting in self._waiting.values()]
             running = [held.lease for held in self._held.values()]
             try:
-                answers = await self._dispatcher.hello.remote(self._gateway_id, waiting, running)
+                hello = Hello(self._gateway_id, waiting, running, self._pool.held_by(self._gateway_id), self._memory)
+                answers = await self._dispatcher.hello.remote(hello)
             except RayError as error:
                 self._lost_touch(error)
                 await asyncio.sleep(RETRY_S)
@@ -230,5 +273,7 @@ class LeaseClient:
 
     def _lost_touch(self, error: RayError) -> None:
         if self._in_touch.is_set():
-            log.warning("lost the dispatcher (%s); trying again", type(error).__name__)
+            # An error of the dispatcher's own comes with its trace; everything else is said by its name.
+            what = error if isinstance(error, RayTaskError) else type(error).__name__
+            log.warning("lost the dispatcher (%s); trying again", what)
         self._in_touch.clear()

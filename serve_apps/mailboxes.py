@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import Iterator
 
 from serve_apps.messages import Answers
 
@@ -25,6 +26,9 @@ class Mailboxes:
 
     def __len__(self) -> int:
         return len(self._heard_s)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(list(self._heard_s))
 
     def open(self, gateway_id: str, now_s: float) -> None:
         """A box for a gateway that said hello, empty: what it had may never have arrived."""
@@ -57,7 +61,9 @@ class Mailboxes:
         mail = self._mail[gateway_id]
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(timeout_s):
-                await mail.wait()
+                # Again when an exchange has taken what had woken this poll.
+                while not mail.is_set():
+                    await mail.wait()
         superseded = gateway_id in self._mail and self._mail[gateway_id] is not mail
         return Answers() if superseded else self.take(gateway_id)
 

@@ -86,7 +86,7 @@ async def test_requests_that_come_while_it_is_away(make_house: MakeHouse) -> Non
 
 
 async def test_a_dispatcher_that_stays_away_is_a_503(make_house: MakeHouse, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("serve_apps.gateway.relay.ACQUIRE_SLACK_S", 0.1)
+    monkeypatch.setattr("serve_apps.gateway.course.ACQUIRE_SLACK_S", 0.1)
     house = await make_house(scheduling={"classes": {"online": {"max_wait_s": 0.2}}})
     house.handles["m"].kill()
     status, body = await house.ask()
@@ -146,7 +146,7 @@ async def test_a_gateway_that_was_forgotten_comes_back(make_house: MakeHouse) ->
     running = await occupy(house)
     waiting = asyncio.create_task(house.ask(x_script=QUICK))
     await eventually(lambda: waiting_now(house) == 1)
-    house.dispatcher()._drop_gateway("gw-1")  # it was silent for too long
+    house.dispatcher()._office.drop_gateway("gw-1")  # it was silent for too long
     assert waiting_now(house) == 0
     await free(running)
     assert (await waiting)[0] == 200

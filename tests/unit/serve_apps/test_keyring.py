@@ -129,12 +129,57 @@ async def test_one_who_gives_up_does_not_take_the_others_along(store: CountingSt
     assert (await second).tenant == "t" and store.lookups == 1
 
 
-async def test_unknown_keys_are_not_remembered(store: CountingStore) -> None:
+async def guess(ring: KeyRing, number: int = 0) -> int:
+    with pytest.raises(ApiError) as caught:
+        await ring.caller(f"Bearer sk-guess-{number}".encode())
+    return caught.value.status
+
+
+async def test_an_unknown_key_is_asked_for_once_a_second(store: CountingStore, clock: Clock) -> None:
     ring = KeyRing(store)
-    for _ in range(3):
-        with pytest.raises(ApiError):
-            await ring.caller(b"Bearer sk-guess")
-    assert store.lookups == 3 and not ring._cache
+    assert [await guess(ring) for _ in range(50)] == [401] * 50 and store.lookups == 1
+    clock.now_s += auth.UNKNOWN_S
+    assert await guess(ring) == 401 and store.lookups == 2 and not ring._cache
+
+
+async def test_a_key_works_a_second_after_it_was_made(store: CountingStore, clock: Clock) -> None:
+    ring, secret = KeyRing(store), "sk-made-elsewhere"
+    bearer = f"Bearer {secret}".encode()
+    with pytest.raises(ApiError):
+        await ring.caller(bearer)
+    store.ensure_key(secret, "t")
+    clock.now_s += auth.UNKNOWN_S
+    assert (await ring.caller(bearer)).tenant == "t"
+
+
+async def test_guesses_do_not_fill_the_memory(store: CountingStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(auth, "MAX_UNKNOWN", 5)
+    ring = KeyRing(store)
+    for number in range(20):
+        await guess(ring, number)
+    assert len(ring._unknown) == 5 and not ring._refreshing
+
+
+async def test_a_flood_of_guesses_is_bounded_and_harms_nobody_who_is_known(
+    store: CountingStore, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(auth, "STRANGERS_WAITING", 8)
+    _, key = store.create_key("t")
+    ring, bearer = KeyRing(store), f"Bearer {key}".encode()
+    await ring.caller(bearer)
+    store.gate.clear()
+    flood = [asyncio.create_task(guess(ring, number)) for number in range(100)]
+    await asyncio.sleep(0.05)
+    assert store.lookups == 1 + auth.STRANGERS_AT_ONCE
+    clock.now_s += auth.TRUSTED_S + 0.1
+    known = asyncio.create_task(ring.caller(bearer))  # needs the store, and does not queue behind the strangers
+    await asyncio.sleep(0.05)
+    assert store.lookups == 2 + auth.STRANGERS_AT_ONCE
+    store.gate.set()
+    assert (await known).tenant == "t"
+    statuses = await asyncio.gather(*flood)
+    assert statuses.count(401) == 8 and statuses.count(503) == 92
+    assert store.lookups == 2 + 8
 
 
 @pytest.mark.parametrize("header", [None, b"", b"Bearer", b"Bearer  ", b"Basic abc", b"\xff\xfe", b"sk-key"])

@@ -13,7 +13,7 @@ from cluster.scheduling import Lease, Refusal, Ticket
 from cluster.vocabulary import RequestClass
 from serve_apps.dispatcher import Dispatcher
 from serve_apps.leases import LeaseClient, RefusedError
-from serve_apps.messages import Answers, Grant, ReplicaReport
+from serve_apps.messages import Answers, Grant, Hello, ReplicaReport
 from tests.unit.serve_apps.adapter import Handle
 from tests.unit.serve_apps.harness import configuration
 from tests.unit.serve_apps.servers import eventually
@@ -108,11 +108,11 @@ async def test_releasing_twice_is_once(client: LeaseClient) -> None:
 async def test_a_hello_ends_the_polls_before_it(client: LeaseClient) -> None:
     """Their callers may be gone, and what they would take would be lost."""
     dispatcher: Dispatcher = client._dispatcher.actor.instance
-    await dispatcher.hello("gw-2", [], [])
+    await dispatcher.hello(Hello("gw-2"))
     before = asyncio.create_task(dispatcher.next_answers("gw-2", 5))
     await asyncio.sleep(0.01)
     waiting = Ticket("t1", "gw-2", "t", RequestClass.ONLINE, 1, 1, time.time())
-    assert not await dispatcher.hello("gw-2", [waiting], [])
+    assert not (await dispatcher.hello(Hello("gw-2", [waiting]))).grants
     # In the same turn of the loop, before the old poll has its turn:
     await dispatcher.report(
         ReplicaReport(replica_id="r", deployment="d", state="ready", started_at_s=time.time(), base_url="http://r")

@@ -70,7 +70,7 @@ async def test_three_tenants_take_turns(make_house: MakeHouse) -> None:
 
 async def test_weights_share_the_slot(make_house: MakeHouse) -> None:
     house = await make_house(max_running=1, tenants={"heavy": {"weight": 3}, "light": {"weight": 1}})
-    await eventually(lambda: bool(house.dispatcher()._queue._queues["online"]._weights))
+    await eventually(lambda: "heavy" in house.dispatcher()._feed._known)
     served = await order_of_service(house, [(t, {"max_tokens": 10}) for t in ["light"] * 8 + ["heavy"] * 8])
     assert 5 <= served[:8].count("heavy") <= 7, served
 
@@ -154,7 +154,7 @@ async def test_no_replica_at_all_waits_and_then_runs(make_house: MakeHouse, engi
 
 async def test_a_tenants_own_concurrency_is_kept(make_house: MakeHouse, engines: list[Any]) -> None:
     house = await make_house(max_running=8, tenants={"small": {"limits": {"max_concurrent": 2}}, "big": {}})
-    await eventually(lambda: house.dispatcher()._queue._admission._limits.get("small") is not None)
+    await eventually(lambda: "small" in house.dispatcher()._office.limited)
     tasks = [asyncio.create_task(house.ask("small", x_script={"ttft_ms": 150})) for _ in range(6)]
     await eventually(lambda: waiting_now(house) == 4)
     assert await house.running_leases() == 2
@@ -166,7 +166,7 @@ async def test_a_tenants_own_concurrency_is_kept(make_house: MakeHouse, engines:
 async def test_a_tenant_that_may_not_wait_is_refused(make_house: MakeHouse) -> None:
     limits = {"max_concurrent": 1, "max_queued": 0}
     house = await make_house(tenants={"small": {"limits": limits}})
-    await eventually(lambda: house.dispatcher()._queue._admission._limits.get("small") is not None)
+    await eventually(lambda: "small" in house.dispatcher()._office.limited)
     running = await occupy(house, "small")
     status, body = await house.ask("small")
     assert (status, body["error"]["code"]) == (429, "tenant_queue_full")
@@ -177,7 +177,7 @@ async def test_a_tenant_that_may_not_wait_is_refused(make_house: MakeHouse) -> N
 
 async def test_requests_per_minute(make_house: MakeHouse) -> None:
     house = await make_house(tenants={"small": {"limits": {"requests_per_minute": 3}}})
-    await eventually(lambda: house.dispatcher()._queue._admission._limits.get("small") is not None)
+    await eventually(lambda: "small" in house.dispatcher()._office.limited)
     answers = [await house.ask("small") for _ in range(4)]
     assert [status for status, _ in answers] == [200, 200, 200, 429]
     assert answers[3][1]["error"]["code"] == "rate_limit_exceeded"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from cluster.config import TribesConfig
 from cluster.vocabulary import RequestClass
 from serve_apps.gateway.auth import Caller
 from serve_apps.gateway.errors import ApiError
+from serve_apps.gateway.hints import Hints
 from serve_apps.gateway.request import GenerationRequest, parse_request
 from tests.unit.serve_apps.harness import CHAT, chat, configuration
 
@@ -25,7 +27,7 @@ ONLINE, SEMI = RequestClass.ONLINE, RequestClass.SEMI_ONLINE
 
 def parse(body: dict[str, Any] | bytes, config: TribesConfig = CONFIG, default_tier: str = "auto") -> GenerationRequest:
     raw = body if isinstance(body, bytes) else orjson.dumps(body)
-    return parse_request(CHAT, raw, Caller("t", "k", default_tier), config, None)
+    return parse_request(CHAT, raw, Caller("t", "k", default_tier), config, Hints())
 
 
 BODIES = [
@@ -147,3 +149,59 @@ def test_a_sessions_name_is_small_whatever_the_client_sends() -> None:
 @pytest.mark.parametrize("messages", ["text", [], [1, 2], [[]], [{"role": 1}], {"role": "user"}, None])
 def test_odd_messages_are_the_engines_business(messages: Any) -> None:
     assert parse({"model": "m", "messages": messages}).model == "m"
+
+
+def test_a_programs_name_comes_from_the_header_first() -> None:
+    named = parse(chat(metadata={"program_id": "crawl"})).program
+    assert named and len(named) <= 64 and parse(chat()).program is None
+    raw = orjson.dumps(chat(metadata={"program_id": "crawl"}))
+
+    def with_header(value: bytes) -> str | None:
+        return parse_request(CHAT, raw, Caller("t", "k"), CONFIG, Hints(program=value)).program
+
+    assert with_header(b"crawl") == named != with_header(b"other")
+    assert len(with_header(b"x" * 100_000) or "") <= 64
+
+
+@pytest.mark.parametrize("metadata", [None, [], "x", {}, {"program_id": None}, {"program_id": 3}, {"program_id": ""}])
+def test_metadata_without_a_program(metadata: Any) -> None:
+    assert parse(chat(metadata=metadata)).program is None
+
+
+def test_a_deadline_is_relative_to_now() -> None:
+    before_s = time.time()
+    request = parse_request(CHAT, orjson.dumps(chat()), Caller("t", "k"), CONFIG, Hints(deadline_ms=b"1500"))
+    assert request.deadline_at_s is not None and before_s + 1.5 <= request.deadline_at_s <= time.time() + 1.5
+    assert parse(chat()).deadline_at_s is None
+
+
+@pytest.mark.parametrize("value", [b"", b"soon", b"0", b"-1", b"nan", b"inf", b"1e999", b"\xff"])
+def test_deadlines_that_are_none(value: bytes) -> None:
+    with pytest.raises(ApiError, match="milliseconds") as caught:
+        parse_request(CHAT, orjson.dumps(chat()), Caller("t", "k"), CONFIG, Hints(deadline_ms=value))
+    assert caught.value.status == 400
+
+
+def test_prefixes_are_hashed_only_where_they_count() -> None:
+    by_locality = TribesConfig.model_validate(configuration(Path("weights"), scheduling={"fairness": "dlpm"}))
+    body = chat("x" * 5000)
+    assert parse(body).prefix == () and len(parse(body, by_locality).prefix) > 10
+
+
+@pytest.mark.parametrize("field", ["stream_options", "cache_salt", "service_tier"])
+def test_a_body_too_deep_to_be_written_anew_is_refused(field: str) -> None:
+    deep = b'{"model":"m","stream":true,"x":' + b"[" * 500 + b"]" * 500 + b',"%b":%b}'
+    value = {"stream_options": b"{}", "cache_salt": b'"s"', "service_tier": b'"flex"'}[field]
+    path = "/v1/responses" if field == "service_tier" else CHAT
+    raw = deep % (field.encode(), value)
+    config = ONLY_FLEX if field == "service_tier" else CONFIG
+    if field == "service_tier":
+        raw = raw.replace(b'"flex"', b'"default"')
+    with pytest.raises(ApiError) as caught:
+        parse_request(path, raw, Caller("t", "k"), config, Hints())
+    assert caught.value.status == 400
+
+
+def test_messages_too_deep_for_a_session_name() -> None:
+    raw = b'{"model":"m","messages":[' + b"[" * 500 + b"]" * 500 + b"]}"
+    assert parse(raw).session is None

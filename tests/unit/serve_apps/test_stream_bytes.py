@@ -44,7 +44,8 @@ async def test_the_same_bytes(
     house: House, engines: list[Engine], path: str, body: dict[str, Any], stream: bool
 ) -> None:
     body = {**body, "stream": True, "stream_options": {"include_usage": True}} if stream else body
-    await straight(engines[0], path, body)  # both answers then find the prompt in the cache
+    # Both answers then find the prompt in the cache, each under its own salt.
+    await straight(engines[0], path, body), await through(house, path, body)
     engine, gateway = await straight(engines[0], path, body), await through(house, path, body)
     assert gateway.count(TIER) == 1
     assert CHANGING.sub(b"", gateway.replace(TIER, b"", 1)) == CHANGING.sub(b"", engine)
@@ -71,15 +72,17 @@ async def test_bytes_that_are_not_ascii_or_events_pass_untouched(make_house: Mak
         assert gateway == b"".join(parts).replace(b"{", b"{" + TIER, 1)
 
 
-async def test_the_engine_gets_the_clients_bytes(make_house: MakeHouse) -> None:
-    house = await make_house(replicas=0)
+@pytest.mark.parametrize("salt", ["tenant", "key", "off"])
+async def test_the_engine_gets_the_clients_bytes(make_house: MakeHouse, salt: str) -> None:
+    house = await make_house(replicas=0, gateway={"cache_salt": salt})
     odd = OddEngine(parts=[b'{"id":1}'])
     raw = b'{ "model": "m",\n\t"messages":[{"role":"user","content":"\\u00e9"}], "new_parameter": {"a": [1.0, 1e5]} }'
     async with served(odd) as url:
         await house.replica("odd", url)
         async with house.session() as http, http.post(CHAT, data=raw) as answer:
             assert orjson.loads(await answer.read()) == {"service_tier": "default", "id": 1}
-    assert odd.bodies == [raw]
+    added = b"" if salt == "off" else b'"cache_salt":"%b",' % orjson.loads(odd.bodies[0])["cache_salt"].encode()
+    assert odd.bodies == [b"{" + added + raw[1:]]
 
 
 async def test_the_first_token_does_not_wait_for_the_second(house: House) -> None:
