@@ -13,8 +13,11 @@ from typing import Annotated, Any
 
 import typer
 
+from benchmarks.fairness_sides.table import arena_table, live_table
+
 REPO = Path(__file__).parents[1]
 RESULTS = Path(__file__).parent / "results"
+_OWN = {"fairness": (arena_table, live_table)}
 _BLOCK = re.compile(r"(<!-- results:([\w-]+) -->\n).*?(<!-- /results -->)", re.DOTALL)
 
 
@@ -33,9 +36,10 @@ def render(page: str) -> str:
 
 
 def table(result: dict[str, Any]) -> str:
-    """One row a ratio: median, spread, bar."""
+    """One row a ratio: median, spread, bar; before it, what only this benchmark has to show."""
     machine, versions = result["machine"], result["versions"]
-    lines = ["| figure | median | min to max | bar |", "|---|---|---|---|"]
+    lines = [line for own in _OWN.get(result["benchmark"], ()) if (rows := own(result)) for line in (*rows, "")]
+    lines += ["| figure | median | min to max | bar |", "|---|---|---|---|"]
     for name, ratio in result["ratios"].items():
         bar = result["bars"].get(name)
         shown = f"{bar['need']}: {'holds' if bar['holds'] else 'missed'}" if bar else "-"
