@@ -141,7 +141,8 @@ class Dispatcher:
         config = self._config.deployments[deployment]
         scaler = self._scalers.setdefault(deployment, BacklogScaler(_bounds(config)))
         now_s = time.time()
-        decision = scaler.decide(self._queue.demand(deployment, config.own_class, now_s), current, now_s)
+        demand = self._queue.demand(deployment, config.own_class, now_s, self._config.guests_of(deployment))
+        decision = scaler.decide(demand, current, now_s)
         if decision.replicas != current:
             log.info("%s: %d -> %d replicas: %s", deployment, current, decision.replicas, decision.reason)
         self._decisions[deployment] = decision

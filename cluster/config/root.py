@@ -35,6 +35,7 @@ from cluster.config.services import (
     StateConfig,
 )
 from cluster.config.tenants import TenantConfig
+from cluster.vocabulary import RequestClass
 
 
 class TribesConfig(Section):
@@ -84,6 +85,14 @@ class TribesConfig(Section):
     def serving(self) -> dict[str, DeploymentConfig]:
         """The deployments that run an engine server behind the gateway."""
         return {name: item for name, item in self.deployments.items() if not item.in_process}
+
+    def guests_of(self, name: str) -> tuple[RequestClass, ...]:
+        """Classes that live with this deployment: no served one of its model is theirs, and it is the first to take
+        them. Their work must wake it where it is scaled to zero."""
+        others = [item for item in self.deployments_of(self.deployments[name].model).values() if not item.in_process]
+        homeless = set(self.deployments[name].serves) - {item.own_class for item in others}
+        takers = {c: next(item for item in others if c in item.serves) for c in homeless}
+        return tuple(sorted(c for c, item in takers.items() if item is self.deployments[name]))
 
     def offline_deployments(self, model: str) -> dict[str, DeploymentConfig]:
         """The deployments of the model that batch jobs run in their own processes."""

@@ -69,6 +69,9 @@ class BacklogScaler:
     def _wish(self, demand: Demand) -> tuple[int, str]:
         bounds = self._bounds
         if not demand.waiting and not demand.running:
+            # What lends itself to a class that has no home must be there, but not grow for work that can wait.
+            if demand.guests:
+                return 1, f"{demand.guests} waiting that have no deployment of their own"
             return 0, "idle"
         for_running = math.ceil(demand.running / bounds.slots_per_replica)
         if not demand.waiting:

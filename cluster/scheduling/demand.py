@@ -22,6 +22,8 @@ class Demand:
     arrival_service_per_s: float
     replica_service_per_s: float
     """Best rate seen from one replica; 0.0 while unknown."""
+    guests: int = 0
+    """Waiting requests of classes that have no deployment of their own: worth one replica, not more."""
 
 
 class DemandMeter:
@@ -64,6 +66,7 @@ class DemandMeter:
         waiting: int,
         backlog_service: float,
         running: int,
+        guests: int,
         now_s: float,
     ) -> Demand:
         arrivals = self._arrivals.get(request_class)
@@ -71,4 +74,4 @@ class DemandMeter:
         if deployment in self._gone:
             peaks.append(self._gone[deployment])
         rate = max((peak.rate(now_s) for peak in peaks), default=0.0)
-        return Demand(waiting, running, backlog_service, arrivals.rate(now_s) if arrivals else 0.0, rate)
+        return Demand(waiting, running, backlog_service, arrivals.rate(now_s) if arrivals else 0.0, rate, guests)

@@ -283,13 +283,15 @@ class RequestQueue:
 
     # --- what others look at --------------------------------------------------------------------------------------
 
-    def demand(self, deployment: str, own: RequestClass, now_s: float) -> Demand:
-        """Backlog, arrivals and speed as the autoscaler of `deployment` needs them."""
+    def demand(self, deployment: str, own: RequestClass, now_s: float, guests: Iterable[RequestClass] = ()) -> Demand:
+        """Backlog, arrivals and speed as the autoscaler of `deployment` needs them. `guests`: classes that have no
+        deployment of their own and live with this one."""
         replicas = {r.replica_id: r for r in self._pools.replicas() if r.deployment == deployment}
         unused = sum(1 for p in self._desk.book.prepaid.values() if p.replica_id in replicas)
         running = sum(r.running for r in replicas.values()) - unused
         flows = self._lines.of(own).flows
-        return self._demand.read(deployment, own, len(flows), flows.backlog, running, now_s)
+        waiting_guests = sum(self.waiting(c) for c in guests)
+        return self._demand.read(deployment, own, len(flows), flows.backlog, running, waiting_guests, now_s)
 
     def waiting(self, request_class: RequestClass) -> int:
         return len(self._lines.of(request_class).flows)

@@ -16,6 +16,7 @@ import psutil
 import pytest
 from openai import AsyncOpenAI, AuthenticationError, BadRequestError, NotFoundError, OpenAI
 
+from tests.engine.conftest import SMALL_BATCH
 from tests.support.stack import REPO, Stack
 
 pytestmark = [pytest.mark.engine, pytest.mark.live, pytest.mark.timeout(600)]
@@ -180,3 +181,31 @@ def ray_job(stack: Stack, *arguments: Any) -> None:
 def committed(output: Path) -> list[dict[str, Any]]:
     lines = [line for part in sorted(output.glob("part-*.jsonl")) for line in part.read_text().splitlines()]
     return [json.loads(line) for line in lines]
+
+
+@pytest.mark.parametrize("lines", [SMALL_BATCH, SMALL_BATCH + 4], ids=["through-the-queue", "as-an-offline-job"])
+def test_a_batch(real_stack: Stack, lines: int) -> None:
+    tenant = f"batch-{lines}"
+    api = OpenAI(base_url=real_stack.started.api_url, api_key=real_stack.key(tenant), max_retries=2, timeout=60)
+    body = {"model": MODEL, "messages": FRANCE, "temperature": 0, "max_tokens": 16}
+    requests = [
+        {"custom_id": f"{n}", "method": "POST", "url": "/v1/chat/completions", "body": body | {"seed": n}}
+        for n in range(lines - 1)
+    ]
+    requests.append(requests[0] | {"custom_id": "bad", "body": body | {"max_tokens": -1}})
+    text = "\n".join(json.dumps(request) for request in requests)
+    uploaded = api.files.create(file=("in.jsonl", text.encode()), purpose="batch")
+    batch = api.batches.create(input_file_id=uploaded.id, endpoint="/v1/chat/completions", completion_window="24h")
+    real_stack.wait("the batch", lambda: api.batches.retrieve(batch.id).status == "completed", 240, poll_s=1)
+    done = api.batches.retrieve(batch.id)
+    assert done.output_file_id is not None and done.error_file_id is not None and done.request_counts is not None
+    assert (done.request_counts.completed, done.request_counts.failed) == (lines - 1, 1)
+    answers = [json.loads(line) for line in api.files.content(done.output_file_id).text.splitlines()]
+    assert sorted(a["custom_id"] for a in answers) == sorted(f"{n}" for n in range(lines - 1))
+    assert all("Paris" in a["response"]["body"]["choices"][0]["message"]["content"] for a in answers)
+    (error,) = [json.loads(line) for line in api.files.content(done.error_file_id).text.splitlines()]
+    assert error["custom_id"] == "bad" and error["response"]["status_code"] == 400
+    tokens = sum(a["response"]["body"]["usage"]["completion_tokens"] for a in answers)
+    bills = [record for record in real_stack.store.usage() if record.tenant == tenant]
+    assert sum(record.output_tokens for record in bills) == tokens
+    assert {record.request_class for record in bills if record.output_tokens} == {"offline"}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from cluster.config import PackageGGUF, load_config
+from cluster.config import PackageGGUF, TribesConfig, load_config
 from cluster.vocabulary import RequestClass
 
 LOCAL = load_config(Path(__file__).parents[3] / "configs/local.yaml")
@@ -27,6 +27,15 @@ def test_own_class_is_the_first():
         RequestClass.SEMI_ONLINE,
         RequestClass.OFFLINE,
     ]
+
+
+def test_a_class_without_a_deployment_lives_with_the_first_that_takes_it():
+    assert LOCAL.guests_of("smollm2-burst") == (RequestClass.OFFLINE,)
+    assert LOCAL.guests_of("smollm2-online") == ()
+    settings = LOCAL.model_dump(mode="json")
+    settings["deployments"]["smollm2-online"]["serves"] = ["online", "offline", "semi_online"]
+    both = TribesConfig.model_validate(settings)
+    assert both.guests_of("smollm2-online") == (RequestClass.OFFLINE,) and both.guests_of("smollm2-burst") == ()
 
 
 def test_the_local_configuration_is_what_the_demo_expects():

@@ -19,6 +19,13 @@ def test_from_zero_by_slots_while_the_rate_is_unknown() -> None:
     assert decision.replicas == 2 and "9 waiting" in decision.reason
 
 
+def test_guests_wake_one_replica_and_no_more() -> None:
+    guests = Demand(0, 0, 0.0, 0.0, 0.0, guests=500)
+    decision = BacklogScaler(BOUNDS).decide(guests, current=0, now_s=0)
+    assert decision.replicas == 1 and "500 waiting" in decision.reason
+    assert BacklogScaler(BOUNDS).decide(guests, current=1, now_s=0).replicas == 1
+
+
 def test_by_tokens_when_the_rate_is_known() -> None:
     # 3000 tokens in 5 s plus 300/s at 400/s a replica: (600 + 300) / 400 = 2.25
     decision = BacklogScaler(BOUNDS).decide(demand(waiting=5, backlog=3000, arrivals=300, rate=400), 1, 0)
