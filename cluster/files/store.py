@@ -3,7 +3,8 @@
 Guarantees: an object gets its name when its writer commits, whole. On a local disk that is fsync and rename(2), and an
 abandoned writer leaves nothing. An object store shows an upload only once it is complete; pyarrow cannot abandon one,
 so an abandoned writer completes it and deletes it. For that moment it is there under its name, which is why nobody may
-read an object that no row of the state store names. A killed process leaves nothing (S3) or a `.tmp` file, which
+read an object that no row of the state store names, and why no two writers may use one name: the one that gives up
+would delete what the other made. A killed process leaves nothing (S3) or a `.tmp` file, which
 `leftovers` names.
 """
 
@@ -144,7 +145,8 @@ class _LocalWriter(FileWriter):
         self._temporary.replace(self._path)
 
     def abandon(self) -> None:
-        self._stream.close()
+        with contextlib.suppress(OSError):  # a full disk does not take what is still buffered, and need not
+            self._stream.close()
         self._temporary.unlink(missing_ok=True)
 
 

@@ -24,7 +24,7 @@ from cluster.state.usage import UsageRecord, append
 
 
 class LostClaimError(Exception):
-    """The batch belongs to another worker now, or has ended."""
+    """The batch belongs to another worker now, takes no more results, or has ended."""
 
 
 class InputGoneError(Exception):
@@ -186,10 +186,14 @@ class BatchBook:
             _change(connection, batch_id, fence, status="failed", failed_at_s=now_s, problems=problems, owner=None)
 
     def add_part(self, batch_id: str, fence: int, part: BatchPart, sums: Sums, records: Iterable[UsageRecord]) -> None:
-        """Make results final: the lines are answered and billed, or neither."""
+        """Make results final: the lines are answered and billed, or neither.
+
+        LostClaimError also once the batch is being finalized, be it by the same claim: a commit that hung until then
+        would bill lines that the error file reports as not run.
+        """
         added = {name: getattr(BatchRow, name) + amount for name, amount in asdict(sums).items()}
         with self._engine.begin() as connection:
-            _change(connection, batch_id, fence, **added)
+            _change(connection, batch_id, fence, BatchRow.finalizing_at_s.is_(None), **added)
             row = {"number": part.number, "object_name": part.object_name, "lines": part.lines.tobytes()}
             connection.execute(insert(BatchPartRow).values(batch_id=batch_id, **row))
             append(connection, records)
@@ -245,8 +249,8 @@ def _claimed(batch_id: str, fence: int) -> tuple[Any, ...]:
     return BatchRow.id == batch_id, BatchRow.fence == fence, BatchRow.status.in_(UNFINISHED)
 
 
-def _change(connection: Connection, batch_id: str, fence: int, **values: Any) -> None:
-    if connection.execute(update(BatchRow).where(*_claimed(batch_id, fence)).values(**values)).rowcount != 1:
+def _change(connection: Connection, batch_id: str, fence: int, *more: Any, **values: Any) -> None:
+    if connection.execute(update(BatchRow).where(*_claimed(batch_id, fence), *more).values(**values)).rowcount != 1:
         raise LostClaimError(batch_id)
 
 

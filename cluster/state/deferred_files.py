@@ -80,9 +80,16 @@ class FileBook:
         with self._engine.begin() as connection:
             return connection.execute(change.values(deleted_at_s=now_s)).rowcount == 1
 
-    def purgeable(self, now_s: float, limit: int) -> list[StoredFile]:
-        """Deleted and expired files that no unfinished batch reads. No new batch can: they are invisible."""
-        gone = or_(FileRow.deleted_at_s.is_not(None), FileRow.expires_at_s <= now_s)
+    def expire(self, now_s: float) -> None:
+        """Delete what has expired. A batch that is being created locks its input's row and wants it not deleted: it is
+        there before, and then `purgeable` sees it, or it comes too late. The time alone would order nothing."""
+        late = update(FileRow).where(FileRow.expires_at_s <= now_s, FileRow.deleted_at_s.is_(None))
+        with self._engine.begin() as connection:
+            connection.execute(late.values(deleted_at_s=now_s))
+
+    def purgeable(self, limit: int) -> list[StoredFile]:
+        """Deleted files that no unfinished batch reads. No new batch can: see `BatchBook.create`."""
+        gone = FileRow.deleted_at_s.is_not(None)
         needed = select(BatchRow.id).where(BatchRow.input_file_id == FileRow.id, BatchRow.status.in_(UNFINISHED))
         with Session(self._engine) as session:
             rows = session.scalars(select(FileRow).where(gone, ~needed.exists()).limit(limit))
@@ -103,8 +110,8 @@ class FileBook:
 
 
 def object_of(file_id: str) -> str:
-    """The name of a file's object. Offline jobs read batches' inputs, and tell by the ending what they hold; nobody
-    reads the ending of other files."""
+    """The name of an uploaded file's object; those of other files only their rows know. Offline jobs read batches'
+    inputs, and tell by the ending what they hold; nobody reads the ending of other files."""
     return f"{file_id}.jsonl"
 
 

@@ -23,6 +23,7 @@ class FileRow(Base):
         Index("files_by_tenant", "tenant", "id"),
         Index("files_by_expiry", "expires_at_s"),
         Index("files_by_deletion", "deleted_at_s"),
+        Index("files_by_object", "object_name"),
     )
 
     id: Mapped[str] = mapped_column(String(64), primary_key=True)
@@ -100,11 +101,15 @@ class BatchPartRow(Base):
 
 
 class BackgroundRequestRow(Base):
-    """One request that runs without a client. Request and response are here: they are single, and looked up by id."""
+    """One request that runs without a client. Request and response are here: they are single, and looked up by id.
+
+    They are the last columns: SQLite reads a row from its front, and looking for work must not walk through them.
+    """
 
     __tablename__ = "background_requests"
     __table_args__ = (
         Index("background_by_status", "status", "heartbeat_at_s"),
+        Index("background_by_tenant", "tenant", "status"),
         Index("background_by_expiry", "expires_at_s"),
     )
 
@@ -112,14 +117,14 @@ class BackgroundRequestRow(Base):
     tenant: Mapped[str] = mapped_column(String(64))
     key_id: Mapped[str] = mapped_column(String(32))
     path: Mapped[str] = mapped_column(String(64))
-    body: Mapped[bytes] = mapped_column(LargeBinary)
     request_class: Mapped[str] = mapped_column(String(16))
     status: Mapped[str] = mapped_column(String(16))
     http_status: Mapped[int | None] = mapped_column(Integer)
-    response: Mapped[bytes | None] = mapped_column(LargeBinary)
     created_at_s: Mapped[float] = mapped_column(Float)
     finished_at_s: Mapped[float | None] = mapped_column(Float)
     expires_at_s: Mapped[float] = mapped_column(Float)
     owner: Mapped[str | None] = mapped_column(String(64))
     fence: Mapped[int] = mapped_column(Integer, default=0)
     heartbeat_at_s: Mapped[float] = mapped_column(Float, default=0.0)
+    body: Mapped[bytes] = mapped_column(LargeBinary)
+    response: Mapped[bytes | None] = mapped_column(LargeBinary)

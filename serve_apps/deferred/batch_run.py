@@ -34,7 +34,6 @@ class BatchRun:
         self._shop = shop
         self._batch = batch
         self._input = object_of(batch.input_file_id)
-        self._rules = _rules(shop, batch)
         self._cancelled = asyncio.Event()
 
     @property
@@ -55,7 +54,7 @@ class BatchRun:
         if batch.mode == JOB:
             await stop_job(self._shop, batch)
         final = await asyncio.to_thread(book.begin_finalizing, batch.id, batch.fence, time.time())
-        ending = await asyncio.to_thread(write_outputs, self._shop, final, self._input, self._rules)
+        ending = await self._shop.on_whole_file(write_outputs, self._shop, final, self._input)
         await asyncio.to_thread(
             book.finish, batch.id, batch.fence, ending.status, ending.files, ending.sums, time.time()
         )
@@ -67,7 +66,7 @@ class BatchRun:
     async def _begin(self) -> bool:
         """Validate and choose how to run it; False when the batch ended here."""
         book, batch = self._shop.deferred.batches, self._batch
-        found = await asyncio.to_thread(lines.scan, self._shop.files, self._input, self._rules)
+        found = await self._scan()
         mode = self._mode(found)
         if found.problems:
             if batch.status == "cancelling":  # nothing of it can be run, and nobody wants to know why
@@ -78,6 +77,20 @@ class BatchRun:
         model = next(iter(found.models)) if len(found.models) == 1 else None
         self._batch = await asyncio.to_thread(book.begin, batch.id, batch.fence, time.time(), found.total, model, mode)
         return True
+
+    async def _scan(self) -> Scan:
+        """What the input holds. Raises what reading raises while there is time to try again."""
+        batch, rules = self._batch, _rules(self._shop, self._batch)
+        try:
+            return await self._shop.on_whole_file(lines.scan, self._shop.files, self._input, rules)
+        except Exception:
+            if batch.status != "cancelling" and time.time() < batch.expires_at_s:
+                raise
+            # Whatever is wrong with this file, its batch must not be tried for ever.
+            log.exception("batch %s: its input could not be read in time", batch.id)
+            found = Scan()
+            found.add("input_unreadable", "the input file could not be read before the completion window ended")
+            return found
 
     def _mode(self, found: Scan) -> str:
         """Adds a problem when there is no way to run it."""
@@ -97,7 +110,7 @@ class BatchRun:
     async def _work(self) -> None:
         """Run it until it is done, cancelled or out of time."""
         batch = self._batch
-        course = run_job(self._shop, batch, self._input) if batch.mode == JOB else self._run_lines()
+        course = (run_job if batch.mode == JOB else run_lines)(self._shop, batch, self._input)
         work = asyncio.create_task(course)
         asked = asyncio.create_task(self._cancelled.wait())
         try:
@@ -109,9 +122,6 @@ class BatchRun:
             await asyncio.wait({work})  # it commits what it has before it ends
         if not work.cancelled():
             work.result()
-
-    async def _run_lines(self) -> None:
-        await run_lines(self._shop, self._batch, self._input, self._rules)
 
 
 def _rules(shop: Shop, batch: Batch) -> Rules:

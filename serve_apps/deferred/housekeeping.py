@@ -22,7 +22,8 @@ _AT_ONCE = 500
 def purge(shop: Shop) -> None:
     """Expired and deleted files, and background requests whose time is over."""
     now_s = time.time()
-    while files := shop.deferred.files.purgeable(now_s, _AT_ONCE):
+    shop.deferred.files.expire(now_s)
+    while files := shop.deferred.files.purgeable(_AT_ONCE):
         for file in files:
             shop.files.delete(file.object_name)
         shop.deferred.files.purge(file.id for file in files)

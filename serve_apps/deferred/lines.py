@@ -103,17 +103,32 @@ def parse(line: int, raw: bytes | None, rules: Rules) -> Item:
         message = f"custom_id must be a text of 1 to {MAX_ID_CHARS} characters"
         raise LineError("missing_required_parameter", message, "custom_id")
     if record.get("method") != "POST":
-        raise LineError("invalid_method", f"method must be POST, not {str(record.get('method'))[:20]!r}", "method")
+        raise LineError("invalid_method", f"method must be POST, not {_shown(record.get('method'), 20)}", "method")
     if record.get("url") != rules.endpoint:
-        message = f"url must be the batch's endpoint {rules.endpoint!r}, not {str(record.get('url'))[:64]!r}"
+        message = f"url must be the batch's endpoint {rules.endpoint!r}, not {_shown(record.get('url'), 64)}"
         raise LineError("invalid_url", message, "url")
     if not isinstance(body, dict):
         raise LineError("missing_required_parameter", "body must be an object", "body")
     model = body.get("model")
     if not isinstance(model, str) or model not in rules.models:
         known = ", ".join(sorted(rules.models))
-        raise LineError("model_not_found", f"model {str(model)[:64]!r} is not served here; known: {known}", "model")
-    return Item(line, custom_id, model, orjson.dumps(body))
+        raise LineError("model_not_found", f"model {_shown(model, 64)} is not served here; known: {known}", "model")
+    return Item(line, custom_id, model, _written(body))
+
+
+def _shown(value: object, chars: int) -> str:
+    """A value inside a message. Only texts are shown: others may be nested deeper than Python's stack."""
+    if isinstance(value, str):
+        return repr(value[:chars])
+    return "nothing" if value is None else f"a value of the type {type(value).__name__}"
+
+
+def _written(body: dict[str, Any]) -> bytes:
+    """orjson reads deeper nesting than it writes. Raises LineError."""
+    try:
+        return orjson.dumps(body)
+    except TypeError:
+        raise LineError("invalid_json_line", "body is nested too deep", "body") from None
 
 
 def _checked_before(line: int, raw: bytes) -> Item:
@@ -130,18 +145,17 @@ class Place:
     line: int = 1
 
 
-def read_some(
-    files: FileStore, name: str, place: Place, max_line_bytes: int, done: Collection[int]
-) -> tuple[list[Item], Place | None]:
+def read_some(files: FileStore, name: str, place: Place, done: Collection[int]) -> tuple[list[Item], Place | None]:
     """About a megabyte of requests that are not done yet, from a place on; None: the file ends there.
 
-    Opened anew each time, so that nothing is left open whenever a caller is stopped.
+    Opened anew each time, so that nothing is left open whenever a caller is stopped. Lines have any length: they were
+    judged when the batch was validated, and a limit that was lowered since must lose none.
     """
     items: list[Item] = []
     size = 0
     with files.open(name) as source:
         source.seek(place.offset)
-        for line, raw, end in _raw_lines(source, place.line, max_line_bytes):
+        for line, raw, end in _raw_lines(source, place.line):
             if line not in done and raw is not None:
                 items.append(_checked_before(line, raw))
                 size += len(items[-1].body)
@@ -150,16 +164,17 @@ def read_some(
     return items, None
 
 
-def _raw_lines(source: Any, first: int, max_bytes: int) -> Iterator[tuple[int, bytes | None, int]]:
+def _raw_lines(source: Any, first: int, max_bytes: int | None = None) -> Iterator[tuple[int, bytes | None, int]]:
     """Number, bytes (None: too many) and end of each line that is not blank."""
     stream = io.BufferedReader(source, CHUNK_BYTES)
     number, end = first, 0
-    while raw := stream.readline(max_bytes + 1):
+    at_once = -1 if max_bytes is None else max_bytes + 1
+    while raw := stream.readline(at_once):
         end += len(raw)
         whole: bytes | None = raw
-        while len(raw) > max_bytes and not raw.endswith(b"\n"):
+        while len(raw) == at_once and not raw.endswith(b"\n"):
             whole = None
-            raw = stream.readline(max_bytes + 1)
+            raw = stream.readline(at_once)
             end += len(raw)
             if not raw:
                 break

@@ -114,6 +114,7 @@ def _submit(shop: Shop, batch: Batch, input_name: str, job_id: str) -> None:
     argv = [Path(sys.executable).name, "-m", "batch_jobs.generate", "--config", CONFIG_FILE]
     argv += ["--input", shop.files.location(input_name)]
     argv += ["--output", shop.files.location(f"{FOLDER}/{batch.id}"), "--model", batch.model]
+    argv += ["--book-lives"]  # not --tenant: the tokens are billed when the batch ends (outputs.py)
     # The configuration travels with the job: its driver may run on another machine than the file is on.
     with tempfile.TemporaryDirectory(prefix="tribes-job-") as folder:
         plain = shop.config.model_dump(mode="json", exclude={"source_path"})

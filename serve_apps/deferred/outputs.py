@@ -1,6 +1,8 @@
 """The end of a batch: its output and error files. Owns: which lines go where, and the order of events.
 
-1. The files are written whole into the file store under ids made from the batch: done again, they are the same.
+1. The files are written whole into the file store under ids made from the batch: done again, they are the same. Their
+   objects are named by the claim's fence too: a worker that was frozen here and lost its batch abandons its own object,
+   and not what the batch's next owner made visible meanwhile. Housekeeping finds what losers leave.
 2. One transaction makes them visible, ends the batch, and forgets its parts.
 3. The parts' objects are deleted; what a crash leaves, housekeeping finds.
 
@@ -26,7 +28,7 @@ from cluster.state.deferred_files import StoredFile, object_of
 from cluster.state.ids import derived_id
 from cluster.vocabulary import RequestClass
 from serve_apps.deferred import offline_job, results
-from serve_apps.deferred.lines import Place, Rules, read_some
+from serve_apps.deferred.lines import Place, read_some
 from serve_apps.deferred.shop import Shop
 from serve_apps.gateway.files_api import FILE_KIND
 
@@ -48,11 +50,11 @@ class Ending:
     sums: Sums
 
 
-def write_outputs(shop: Shop, batch: Batch, input_name: str, rules: Rules) -> Ending:
+def write_outputs(shop: Shop, batch: Batch, input_name: str) -> Ending:
     """Event 1. `batch` as it was when it began to finalize."""
     with contextlib.ExitStack() as stack:
-        output = _Output(shop.files, stack, batch, "output", rules)
-        errors = _Output(shop.files, stack, batch, "error", rules)
+        output = _Output(shop.files, stack, batch, "output")
+        errors = _Output(shop.files, stack, batch, "error")
         tally = _Tally(shop, batch)
         for text, failed in _lines(shop, batch, tally):
             (errors if failed else output).write(text)
@@ -60,7 +62,7 @@ def write_outputs(shop: Shop, batch: Batch, input_name: str, rules: Rules) -> En
         missing = batch.total - tally.lines
         status = _status(batch, missing)
         if missing:
-            for text in _unanswered(shop, batch, input_name, rules, tally, status):
+            for text in _unanswered(shop, batch, input_name, tally, status):
                 errors.write(text)
         sums = replace(tally.sums(), failed=errors.lines)
     made = {"output_file_id": output.file(shop.files), "error_file_id": errors.file(shop.files)}
@@ -77,25 +79,28 @@ def _status(batch: Batch, missing: int) -> str:
     if batch.cancelling_at_s is not None:
         return "cancelled"
     assert batch.finalizing_at_s is not None
-    return "expired" if missing and batch.finalizing_at_s >= batch.expires_at_s else "completed"
+    # Only an offline job may leave lines behind before the time is over, when it has failed too often.
+    late = batch.mode != JOB or batch.finalizing_at_s >= batch.expires_at_s
+    return "expired" if missing and late else "completed"
 
 
 class _Output:
     """A file that is made when it gets its first line."""
 
-    def __init__(self, files: FileStore, stack: contextlib.ExitStack, batch: Batch, kind: str, rules: Rules) -> None:
+    def __init__(self, files: FileStore, stack: contextlib.ExitStack, batch: Batch, kind: str) -> None:
         assert batch.finalizing_at_s is not None
         self._files = files
         self._stack = stack
         self._batch = batch
         self._kind = kind
         self._id = derived_id(FILE_KIND, batch.finalizing_at_s, batch.id, kind)
+        self._object = object_of(f"{self._id}-{batch.fence:06d}")
         self._writer: FileWriter | None = None
         self.lines = 0
 
     def write(self, text: bytes) -> None:
         if self._writer is None:
-            self._writer = self._stack.enter_context(self._files.writing(object_of(self._id)))
+            self._writer = self._stack.enter_context(self._files.writing(self._object))
         self._writer.write(text)
         self.lines += 1
 
@@ -110,7 +115,7 @@ class _Output:
             tenant=batch.tenant,
             purpose="batch_output",
             filename=f"{batch.id}_{self._kind}.jsonl",
-            object_name=object_of(self._id),
+            object_name=self._object,
             size_bytes=self._writer.size_bytes,
             created_at_s=batch.finalizing_at_s,
             expires_at_s=None if life_s is None else batch.finalizing_at_s + life_s,
@@ -193,9 +198,9 @@ def _lines(shop: Shop, batch: Batch, tally: _Tally) -> Iterator[tuple[bytes, boo
                 yield text, bool(code % 2)
 
 
-def _unanswered(shop: Shop, batch: Batch, input_name: str, rules: Rules, tally: _Tally, status: str) -> Iterator[bytes]:
+def _unanswered(shop: Shop, batch: Batch, input_name: str, tally: _Tally, status: str) -> Iterator[bytes]:
     place: Place | None = Place()
     while place is not None:
-        items, place = read_some(shop.files, input_name, place, rules.max_line_bytes, tally.numbers)
+        items, place = read_some(shop.files, input_name, place, tally.numbers)
         for item in itertools.filterfalse(lambda item: item.custom_id in tally.custom_ids, items):
             yield results.unanswered(batch.id, item.line, item.custom_id, *_WHY[status])

@@ -1,4 +1,4 @@
-"""A batch line by line through the shared queue. Owns: reading ahead, places, and results going to the journal.
+"""A batch line by line through the shared queue. Owns: reading ahead, and results going to the journal.
 
 Must not know: how a batch begins or ends. Stopping it is harmless at any time: lines whose results were not committed
 are run again by whoever takes the batch, and billed once, because nothing of them was committed.
@@ -12,16 +12,17 @@ from functools import partial
 
 from cluster.state.deferred_batches import Batch
 from cluster.vocabulary import RequestClass
-from serve_apps.deferred.lines import Item, Place, Rules, read_some
+from serve_apps.deferred.lines import Item, Place, read_some
 from serve_apps.deferred.results import Journal, answered, request_id
 from serve_apps.deferred.runner import Request
 from serve_apps.deferred.shop import Shop
 from serve_apps.gateway.auth import Caller
 
 LAST_FLUSH_S = 10.0
+MAX_BYTES_UNDER_WAY = 8 << 20
 
 
-async def run_lines(shop: Shop, batch: Batch, input_name: str, rules: Rules) -> None:
+async def run_lines(shop: Shop, batch: Batch, input_name: str) -> None:
     """Run all lines that have no result yet. When it is stopped, what was answered until then is still committed."""
     parts = await asyncio.to_thread(shop.deferred.batches.parts, batch.id)
     done = {code // 2 for part in parts for code in part.lines}
@@ -30,7 +31,7 @@ async def run_lines(shop: Shop, batch: Batch, input_name: str, rules: Rules) -> 
     try:
         async with asyncio.TaskGroup() as group:
             writer = group.create_task(journal.write_forever())
-            await _feed(shop, batch, input_name, rules, done, journal)
+            await _feed(shop, batch, input_name, done, journal)
             writer.cancel()
         await journal.flush()
     finally:
@@ -44,20 +45,43 @@ async def _last_flush(journal: Journal) -> None:
             await journal.flush()
 
 
-async def _feed(shop: Shop, batch: Batch, input_name: str, rules: Rules, done: set[int], journal: Journal) -> None:
+class _UnderWay:
+    """What a batch has begun: so many lines, and so many bytes or one line.
+
+    Lines that were refused are under way too, asleep and without a place in the queue. This bounds them: a batch whose
+    tenant is refused everything reads no further, and keeps little in memory.
+    """
+
+    def __init__(self, max_lines: int) -> None:
+        self._max_lines = max_lines
+        self._lines = self._bytes = 0
+        self._left = asyncio.Event()
+
+    async def enter(self, size: int) -> None:
+        """One caller at a time."""
+        while self._lines >= self._max_lines or (self._lines and self._bytes + size > MAX_BYTES_UNDER_WAY):
+            self._left.clear()
+            await self._left.wait()
+        self._lines += 1
+        self._bytes += size
+
+    def leave(self, size: int, task: asyncio.Task[None]) -> None:
+        self._lines -= 1
+        self._bytes -= size
+        self._left.set()
+
+
+async def _feed(shop: Shop, batch: Batch, input_name: str, done: set[int], journal: Journal) -> None:
     place: Place | None = Place()
+    under_way = _UnderWay(shop.config.batches.max_in_flight)
     async with asyncio.TaskGroup() as group:
         while place is not None:
-            items, place = await asyncio.to_thread(read_some, shop.files, input_name, place, rules.max_line_bytes, done)
+            items, place = await asyncio.to_thread(read_some, shop.files, input_name, place, done)
             for item in items:
-                await shop.slots.take(item.model, batch.tenant)
+                await under_way.enter(len(item.body))
                 task = group.create_task(_one(shop, batch, item, journal))
                 # Not in the task: one that is stopped before its first step runs nothing of itself.
-                task.add_done_callback(partial(_leave, shop, item.model, batch.tenant))
-
-
-def _leave(shop: Shop, model: str, tenant: str, task: asyncio.Task[None]) -> None:
-    shop.slots.give(model, tenant)
+                task.add_done_callback(partial(under_way.leave, len(item.body)))
 
 
 async def _one(shop: Shop, batch: Batch, item: Item, journal: Journal) -> None:
@@ -71,4 +95,5 @@ async def _one(shop: Shop, batch: Batch, item: Item, journal: Journal) -> None:
         request_class=request_class or RequestClass.OFFLINE,  # None: the runner says that it is not served any more
         deadline_at_s=batch.expires_at_s,
     )
-    await journal.add(answered(batch.id, item.line, item.custom_id, await shop.runner.run(request)))
+    answer = await shop.runner.run(request, shop.slots)
+    await journal.add(answered(batch.id, item.line, item.custom_id, answer))

@@ -56,7 +56,12 @@ def answered(batch_id: str, line: int, custom_id: str, answer: Answer) -> Result
     response = {"status_code": answer.status, "request_id": request_id(batch_id, line), "body": _json(answer.body)}
     usage = answer.usage
     sums = Sums(int(not failed), int(failed), usage.prompt_tokens, usage.cached_tokens, usage.output_tokens)
-    return Result(line, _text(batch_id, line, custom_id, response, None), failed, sums, answer.records)
+    try:
+        text = _text(batch_id, line, custom_id, response, None)
+    except TypeError:  # orjson reads deeper nesting than it writes
+        response["body"] = answer.body.decode(errors="replace")
+        text = _text(batch_id, line, custom_id, response, None)
+    return Result(line, text, failed, sums, answer.records)
 
 
 def unanswered(batch_id: str, line: int, custom_id: str, code: str, message: str) -> bytes:

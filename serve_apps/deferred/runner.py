@@ -7,6 +7,7 @@ its deadline. A replica that failed (other 5xx) is tried again a few times only:
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from typing import Protocol
 from cluster.scheduling import TokenUsage
 from cluster.state import UsageRecord
 from cluster.vocabulary import RequestClass
+from serve_apps.deferred.slots import Slots
 from serve_apps.gateway.auth import Caller
 from serve_apps.gateway.errors import ApiError
 from serve_apps.gateway.headless import Outcome
@@ -80,8 +82,12 @@ class Runner:
         self._leases = leases
         self._max_attempts = max_attempts
 
-    async def run(self, request: Request) -> Answer:
-        """The final answer. It may never come: the caller bounds the wait by its own deadline."""
+    async def run(self, request: Request, slots: Slots | None = None) -> Answer:
+        """The final answer. It may never come: the caller bounds the wait by its own deadline.
+
+        Of `slots` it has a place while it is in the queue or runs, and none while it waits to come back: a tenant whose
+        budget is used up is refused until midnight, and must not hold until then what others could use.
+        """
         if request.model not in self._leases:
             message = f"model {request.model!r} is not served any more"
             return Answer(404, ApiError(404, "model_not_found", message, param="model").body(), TokenUsage())
@@ -89,7 +95,7 @@ class Runner:
         wait_s = FIRST_WAIT_S
         try:
             while True:
-                outcome = await self._once(request)
+                outcome = await self._once(request, slots)
                 if not outcome.worth_another_run:
                     break
                 if outcome.status not in _REFUSED:
@@ -104,16 +110,17 @@ class Runner:
         billed = (record,) if record is not None and record.deployment else ()
         return Answer(outcome.status, outcome.body, outcome.usage or TokenUsage(), billed)
 
-    async def _once(self, request: Request) -> Outcome:
-        return await self._headless.run(
-            request.path,
-            request.body,
-            request.caller,
-            self._leases[request.model],
-            request_class=request.request_class,
-            request_id=request.id,
-            deadline_at_s=request.deadline_at_s,
-        )
+    async def _once(self, request: Request, slots: Slots | None) -> Outcome:
+        async with slots.place(request.model, request.caller.tenant) if slots else contextlib.nullcontext():
+            return await self._headless.run(
+                request.path,
+                request.body,
+                request.caller,
+                self._leases[request.model],
+                request_class=request.request_class,
+                request_id=request.id,
+                deadline_at_s=request.deadline_at_s,
+            )
 
     def _finished(self, record: UsageRecord) -> None:
         # Kept until the result is written: bill and result are one transaction.

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 from cluster.config import TribesConfig
 from cluster.files import FileStore
@@ -12,6 +16,9 @@ from cluster.vocabulary import RequestClass
 from serve_apps.deferred.jobs import Jobs
 from serve_apps.deferred.runner import Runner
 from serve_apps.deferred.slots import Slots
+
+_T = TypeVar("_T")
+WHOLE_FILES_AT_ONCE = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +51,12 @@ class Shop:
     jobs: Jobs | None = None
     """None: no offline jobs can be started from here."""
     pace: Pace = field(default_factory=Pace)
+    whole_files: Executor = field(default_factory=lambda: ThreadPoolExecutor(WHOLE_FILES_AT_ONCE, "whole-files"))
+
+    async def on_whole_file(self, call: Callable[..., _T], *arguments: Any) -> _T:
+        """Do what takes as long as a whole file. On threads of their own: the loop's are few, and commits of
+        results must not wait behind minutes of reading."""
+        return await asyncio.get_running_loop().run_in_executor(self.whole_files, call, *arguments)
 
     def lowest_class(self, model: str) -> RequestClass | None:
         """The class of batches on this model: offline, or the least important one that its deployments serve."""

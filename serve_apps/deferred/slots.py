@@ -7,7 +7,9 @@ could not help those who never reach it. A free place goes to the tenant that ha
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import Counter, deque
+from collections.abc import AsyncIterator
 
 
 class Slots:
@@ -17,6 +19,14 @@ class Slots:
         self._size = size
         self._held: dict[str, Counter[str]] = {}
         self._waiting: dict[str, dict[str, deque[asyncio.Future[None]]]] = {}
+
+    @contextlib.asynccontextmanager
+    async def place(self, model: str, tenant: str) -> AsyncIterator[None]:
+        await self.take(model, tenant)
+        try:
+            yield
+        finally:
+            self.give(model, tenant)
 
     async def take(self, model: str, tenant: str) -> None:
         held, waiting = self._held.setdefault(model, Counter()), self._waiting.setdefault(model, {})

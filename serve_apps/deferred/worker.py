@@ -1,6 +1,7 @@
 """The worker: claims work, keeps its claims alive, and gives up what is no longer its.
 
-Concurrency: one event loop; the state store and the file store are asked in threads. Claims live by a heartbeat. A
+Concurrency: one event loop; the state store and the file store are asked in threads. Claims live by a heartbeat, which
+has threads that nothing else uses: behind other work it would come too late, and all work would be given up for it. A
 worker that cannot show that it lives stops its work before others may take it: it counts from the last heartbeat that
 the store took, and stops at half of what others wait for.
 
@@ -14,8 +15,9 @@ import logging
 import time
 import uuid
 from collections.abc import Awaitable, Callable, Coroutine
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from cluster.state.deferred import BackgroundRow
 from cluster.state.deferred_batches import Batch, LostClaimError
@@ -25,8 +27,13 @@ from serve_apps.deferred.housekeeping import SWEEP_S, purge, sweep
 from serve_apps.deferred.shop import Shop
 
 MAX_BATCHES, BATCHES_OF_ONE_TENANT = 64, 8
-MAX_BACKGROUND, BACKGROUND_OF_ONE_TENANT = 256, 64
+MAX_BACKGROUND, BACKGROUND_OF_ONE_TENANT = 1024, 64
+"""Requests that are refused (a budget is used up) stay at work here, asleep: tenants in that state must not fill it."""
+CLAIMED_AT_ONCE = 128
+"""Background requests: one transaction, for which SQLite makes all other writers wait."""
 FIRST_RETRY_S, LONGEST_RETRY_S = 1.0, 60.0
+FORGET_TROUBLES_S = 10 * LONGEST_RETRY_S
+_T = TypeVar("_T")
 log = logging.getLogger(__name__)
 
 
@@ -48,7 +55,7 @@ class _Troubles:
 
     def again(self) -> None:
         self.count += 1
-        self.until_s = time.monotonic() + min(LONGEST_RETRY_S, FIRST_RETRY_S * 2**self.count)
+        self.until_s = time.monotonic() + min(LONGEST_RETRY_S, FIRST_RETRY_S * 2 ** min(self.count, 10))
 
 
 class Worker:
@@ -62,6 +69,7 @@ class Worker:
         self._troubles: dict[str, _Troubles] = {}
         self._beaten_s = time.monotonic()
         self._tasks: list[asyncio.Task[None]] = []
+        self._claiming = ThreadPoolExecutor(2, "claims")  # two: a claim that hangs delays no heartbeat
 
     def start(self) -> None:
         loops = (self._claim_forever(), self._beat_forever(), self._keep_house_forever())
@@ -77,6 +85,7 @@ class Worker:
                 await asyncio.to_thread(job.release)
             except Exception:
                 log.warning("cannot release a claim; it will grow stale", exc_info=True)
+        self._claiming.shutdown(wait=False)
 
     def check(self) -> None:
         """Raises RuntimeError if a loop has ended: it never should."""
@@ -104,18 +113,22 @@ class Worker:
         rows: list[BackgroundRow] = []
         batches: list[Batch] = []
         if room := MAX_BACKGROUND - len(self._background):
-            rows = await asyncio.to_thread(
-                deferred.claim_background, self.owner, time.time(), stale_s, room, BACKGROUND_OF_ONE_TENANT
+            most = min(room, CLAIMED_AT_ONCE)
+            rows = await self._on_claims(
+                deferred.claim_background, self.owner, time.time(), stale_s, most, BACKGROUND_OF_ONE_TENANT
             )
         for row in rows:
             self._begin_background(row)
         if room := MAX_BATCHES - len(self._batches):
-            batches = await asyncio.to_thread(
+            batches = await self._on_claims(
                 deferred.batches.claim, self.owner, time.time(), stale_s, room, BATCHES_OF_ONE_TENANT
             )
         for batch in batches:
             self._begin_batch(batch)
         return bool(rows or batches)
+
+    async def _on_claims(self, call: Callable[..., _T], *arguments: Any) -> _T:
+        return await asyncio.get_running_loop().run_in_executor(self._claiming, call, *arguments)
 
     def _begin_batch(self, batch: Batch) -> None:
         run = BatchRun(self._shop, batch)
@@ -147,6 +160,7 @@ class Worker:
         try:
             await work
         except* LostClaimError:
+            self._troubles.pop(row_id, None)
             log.info("%s is another worker's now", row_id)
         except* Exception:
             trouble = self._troubles.setdefault(row_id, _Troubles())
@@ -177,11 +191,11 @@ class Worker:
                 self._give_up_all()
 
     async def _beat(self, stale_s: float) -> None:
-        batches, background = dict(self._batches), dict(self._background)
+        deferred, batches, background = self._shop.deferred, dict(self._batches), dict(self._background)
         began_s = time.monotonic()
         async with asyncio.timeout(stale_s / 2):
-            statuses = await asyncio.to_thread(self._shop.deferred.batches.beat, self.owner, batches, time.time())
-            alive = await asyncio.to_thread(self._shop.deferred.beat_background, self.owner, background, time.time())
+            statuses = await self._on_claims(deferred.batches.beat, self.owner, batches, time.time())
+            alive = await self._on_claims(deferred.beat_background, self.owner, background, time.time())
         self._beaten_s = began_s
         for batch_id, job in batches.items():
             if batch_id not in statuses:
@@ -191,6 +205,12 @@ class Worker:
         for row_id, job in background.items():
             if row_id not in alive:  # cancelled, deleted, or taken over
                 self._lost(job)
+
+    def _forget_troubles(self) -> None:
+        """Rows that had troubles here and have not come back: they ended elsewhere, or were deleted."""
+        old_s = time.monotonic() - FORGET_TROUBLES_S
+        for row_id in [row_id for row_id, trouble in self._troubles.items() if trouble.until_s < old_s]:
+            del self._troubles[row_id]
 
     def _lost(self, job: _Job) -> None:
         """A run that has just ended its row does not find it either; it needs no more than a moment."""
@@ -210,6 +230,7 @@ class Worker:
             if time.monotonic() - swept_s > SWEEP_S:
                 swept_s = time.monotonic()
                 await self._tried(lambda: asyncio.to_thread(sweep, self._shop), "sweep the file store")
+            self._forget_troubles()
             await asyncio.sleep(self._shop.pace.house_s)
 
     async def _tried(self, call: Callable[[], Awaitable[Any]], what: str) -> Any:

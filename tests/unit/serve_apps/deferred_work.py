@@ -9,15 +9,19 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import aiohttp
 import orjson
+from moto.server import ThreadedMotoServer
 from openai import AsyncOpenAI
 from openai.types import Batch
+from pyarrow import fs
 
 from cluster.files import FileStore
 from cluster.scheduling import TokenUsage
@@ -115,6 +119,23 @@ def shop_of(config: Any, store: Store, runner: Any, jobs: Any = None) -> Shop:
     return Shop(config, store, DeferredStore(store), files, runner, slots, job_slots, jobs, PACE)
 
 
+@contextlib.contextmanager
+def s3_folder() -> Iterator[str]:
+    """The URL of a folder on an S3-compatible server."""
+    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    try:
+        fs.S3FileSystem(
+            access_key="key", secret_key="secret", endpoint_override=f"{host}:{port}", scheme="http",
+            region="us-east-1", allow_bucket_creation=True,
+        ).create_dir("batches")  # fmt: skip
+        query = f"endpoint_override={quote(f'http://{host}:{port}', safe='')}&scheme=http&region=us-east-1"
+        yield f"s3://key:secret@batches/{uuid.uuid4().hex}?{query}"
+    finally:
+        server.stop()
+
+
 def with_parts(shop: Shop, **parts: Any) -> Shop:
     return replace(shop, **parts)
 
@@ -128,7 +149,7 @@ class ScriptedRunner:
     running: int = 0
     most: int = 0
 
-    async def run(self, request: Request) -> Answer:
+    async def run(self, request: Request, slots: Slots | None = None) -> Answer:
         self.runs.append(request.id)
         self.running += 1
         self.most = max(self.most, self.running)

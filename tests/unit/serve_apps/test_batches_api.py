@@ -10,6 +10,7 @@ from typing import Any
 import openai
 import orjson
 import pytest
+from yarl import URL
 
 from tests.unit.serve_apps.conftest import MakeHouse
 from tests.unit.serve_apps.deferred_work import doomed, ended, jsonl, line, lines_of, sections, submit, working
@@ -228,6 +229,8 @@ async def test_lists_are_paged(house: House) -> None:
     ("changes", "status", "param"),
     [
         ({"input_file_id": "file-000"}, 404, "input_file_id"),
+        ({"input_file_id": "\0"}, 404, "input_file_id"),
+        ({"input_file_id": "file-" + "0" * 32}, 404, "input_file_id"),
         ({"input_file_id": None}, 400, "input_file_id"),
         ({"input_file_id": 7}, 400, "input_file_id"),
         ({"endpoint": "/v1/images"}, 400, "endpoint"),
@@ -247,6 +250,23 @@ async def test_bad_requests(house: House, changes: dict[str, Any], status: int, 
         error = orjson.loads(await answer.read())["error"]
         assert (answer.status, error["param"]) == (status, param), error
     assert [batch.id async for batch in house.openai("a").batches.list()] == []
+
+
+@pytest.mark.parametrize("batch_id", ["%00", "batch_%00", "batch_1", "file-" + "0" * 32])
+async def test_what_is_no_id_is_unknown_and_not_looked_up(
+    house: House, batch_id: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """PostgreSQL refuses texts with a zero, which must not look as if it were away."""
+    for name in ("get", "cancel"):
+        monkeypatch.setattr(house.gateway._batches._book, name, lambda *_: 1 / 0)
+    monkeypatch.setattr(house.gateway._batches._files, "get", lambda *_: 1 / 0)
+    async with house.session("a") as http:
+        for method, path in (("GET", ""), ("POST", "/cancel")):
+            async with http.request(method, URL(f"/v1/batches/{batch_id}{path}", encoded=True)) as answer:
+                assert (answer.status, orjson.loads(await answer.read())["error"]["code"]) == (404, "batch_not_found")
+        body = {"input_file_id": "\0", "endpoint": "/v1/chat/completions", "completion_window": "24h"}
+        async with http.post("/v1/batches", json=body) as answer:
+            assert answer.status == 404
 
 
 async def test_only_files_for_batches(house: House) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections.abc import AsyncIterator, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -100,18 +102,15 @@ async def test_a_cancelled_or_deleted_request_is_stopped(shop: Shop) -> None:
     assert again is not None and again.finished_at_s == get(shop, "r1").finished_at_s
 
 
-async def test_a_request_expires_and_is_forgotten(shop: Shop) -> None:
+async def test_a_request_expires_and_can_be_read_for_a_day(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
     accept(shop, "r1", life_s=0.3)
-    async with at_work(with_parts(shop, runner=ScriptedRunner(answer=forever))):
-        seen = set()
-
-        def gone() -> bool:
-            row = shop.deferred.get_background("a", "r1")
-            seen.add(row.status if row else None)
-            return row is None
-
-        await eventually(gone)
-    assert seen <= {"queued", "in_progress", "incomplete", None} and "in_progress" in seen
+    async with at_work(with_parts(shop, runner=ScriptedRunner(answer=forever))) as worker:
+        await eventually(lambda: get(shop, "r1").status == "incomplete")
+        await asyncio.sleep(3 * shop.pace.house_s)
+        assert get(shop, "r1").finished_at_s is not None
+        monkeypatch.setattr("cluster.state.deferred.KEEP_S", 0.1)
+        await eventually(lambda: shop.deferred.get_background("a", "r1") is None)
+        worker.check()
 
 
 async def test_a_dead_workers_request_is_taken_over(shop: Shop) -> None:
@@ -184,6 +183,53 @@ async def test_tenants_take_turns(shop: Shop, monkeypatch: pytest.MonkeyPatch) -
         accept(shop, "b0", tenant="b")
         await eventually(lambda: "b0" in runner.runs)
         assert sorted(runner.runs) == ["a0", "a1", "a2", "a3", "b0"]
+
+
+async def test_tenants_that_are_refused_do_not_fill_a_worker(shop: Shop) -> None:
+    """Their requests wait for midnight here, asleep."""
+
+    async def refused(request: Request) -> None:
+        if request.caller.tenant != "rich":
+            await asyncio.Event().wait()
+
+    for tenant in ("p0", "p1", "p2", "p3"):
+        for number in range(worker_module.BACKGROUND_OF_ONE_TENANT):
+            accept(shop, f"{tenant}-{number}", tenant)
+    runner = ScriptedRunner(answer=refused)
+    async with at_work(with_parts(shop, runner=runner)):
+        await eventually(lambda: runner.running == 4 * worker_module.BACKGROUND_OF_ONE_TENANT)
+        accept(shop, "r", "rich")
+        await eventually(lambda: get(shop, "r", "rich").status == "completed")
+
+
+async def test_heartbeats_do_not_wait_for_other_work(shop: Shop) -> None:
+    """All threads of the loop are taken for longer than a claim may be silent."""
+    runner, free = ScriptedRunner(answer=forever), threading.Event()
+    accept(shop, "r1")
+    async with at_work(with_parts(shop, runner=runner)):
+        await eventually(lambda: runner.running == 1)
+        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(1))
+        taken = asyncio.create_task(asyncio.to_thread(free.wait, 10 * STALE_S))
+        try:
+            await asyncio.sleep(0.7 * STALE_S)  # it would have given up after half
+            accept(shop, "r2")
+            await eventually(lambda: runner.running == 2)
+            assert runner.runs == ["r1", "r2"]
+        finally:
+            free.set()
+            await taken
+
+
+def test_troubles_do_not_grow(shop: Shop) -> None:
+    worker = Worker(shop, "w1")
+    old, recent = worker_module._Troubles(5000), worker_module._Troubles()
+    old.again()
+    assert old.until_s - time.monotonic() <= worker_module.LONGEST_RETRY_S
+    recent.again()
+    old.until_s -= worker_module.FORGET_TROUBLES_S + worker_module.LONGEST_RETRY_S
+    worker._troubles.update(old=old, recent=recent)
+    worker._forget_troubles()
+    assert list(worker._troubles) == ["recent"]
 
 
 async def test_a_worker_without_its_store_gives_up_its_work(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -74,13 +74,13 @@ def shop(state_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ite
     store.close()
 
 
-def accept(shop: Shop, content: bytes, life_s: float = 3600.0) -> Batch:
+def accept(shop: Shop, content: bytes, life_s: float = 3600.0, tenant: str = "a") -> Batch:
     now_s = time.time()
     file_id = new_id("file-", now_s)
     shop.files.put(object_of(file_id), content)
-    shop.deferred.files.add(StoredFile(file_id, "a", "batch", "in", object_of(file_id), len(content), now_s))
+    shop.deferred.files.add(StoredFile(file_id, tenant, "batch", "in", object_of(file_id), len(content), now_s))
     batch = Batch(
-        new_id("batch_", now_s), "a", "k", "/v1/chat/completions", file_id, "1h", "validating", now_s, now_s + life_s
+        new_id("batch_", now_s), tenant, "k", "/v1/chat/completions", file_id, "1h", "validating", now_s, now_s + life_s
     )
     shop.deferred.batches.create(batch)
     return batch
@@ -160,7 +160,9 @@ def test_workers_that_die_anywhere(shop: Shop, statuses: list[int], fates: list[
 def read(shop: Shop, file_id: str | None) -> list[dict[str, Any]]:
     if file_id is None:
         return []
-    with shop.files.open(object_of(file_id)) as source:
+    file = shop.deferred.files.get("a", file_id, time.time())
+    assert file is not None
+    with shop.files.open(file.object_name) as source:
         return [orjson.loads(text) for text in source.read().splitlines()]
 
 

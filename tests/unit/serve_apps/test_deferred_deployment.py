@@ -2,39 +2,25 @@
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 import pytest
-from moto.server import ThreadedMotoServer
-from pyarrow import fs
 
 from serve_apps.app import build
 from serve_apps.deferred import deployment
 from serve_apps.deferred.deployment import DeferredWorker
 from tests.unit.serve_apps.conftest import MakeHouse
-from tests.unit.serve_apps.deferred_work import ended, jsonl, left_in, line, lines_of, sections, submit
+from tests.unit.serve_apps.deferred_work import ended, jsonl, left_in, line, lines_of, s3_folder, sections, submit
 from tests.unit.serve_apps.harness import House, configuration
 
 
 @pytest.fixture(scope="module")
 def s3_url() -> Iterator[str]:
-    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    try:
-        fs.S3FileSystem(
-            access_key="key", secret_key="secret", endpoint_override=f"{host}:{port}", scheme="http",
-            region="us-east-1", allow_bucket_creation=True,
-        ).create_dir("batches")  # fmt: skip
-        query = f"endpoint_override={quote(f'http://{host}:{port}', safe='')}&scheme=http&region=us-east-1"
-        yield f"s3://key:secret@batches/{uuid.uuid4().hex}?{query}"
-    finally:
-        server.stop()
+    with s3_folder() as url:
+        yield url
 
 
 @asynccontextmanager

@@ -20,7 +20,9 @@ from batch_jobs.input.rows import Row
 from batch_jobs.output.assemble import assemble, drop_parts
 from batch_jobs.output.encoding import encode_part
 from batch_jobs.output.parts import DONE_FILE, OPENAI, Result, part_name
+from batch_jobs.plan import Plan, make_plan
 from batch_jobs.storage import Storage
+from batch_jobs.work.billing import Billing
 from cluster.config import TribesConfig, load_config
 from cluster.state import Store
 from cluster.state.deferred_batches import Batch
@@ -40,13 +42,16 @@ class ScriptedJobs:
         self.states: dict[str, str] = {}
         self.commands: dict[str, list[str]] = {}
         self.config: TribesConfig | None = None
+        self.plan: Plan | None = None
         self.away = False
         self.submitted = asyncio.Event()
 
     def submit(self, job_id: str, entrypoint: str, working_dir: Path) -> None:
         assert job_id not in self.states, "a job was started twice"
         self.commands[job_id] = shlex.split(entrypoint)
-        self.config = load_config(working_dir / self._option(job_id, "--config"))
+        path = working_dir / self._option(job_id, "--config")
+        self.config = load_config(path)
+        self.plan = make_plan(str(path), self._option(job_id, "--model"))
         self.states[job_id] = "RUNNING"
 
     def status(self, job_id: str) -> str | None:
@@ -97,6 +102,7 @@ def jobs() -> ScriptedJobs:
 def shop(tmp_path: Path, jobs: ScriptedJobs) -> Iterator[Shop]:
     plain = configuration(tmp_path, **sections(tmp_path, batches={"offline_job_threshold": 5}))
     plain["deployments"]["o"] = {"model": "m", "serves": ["offline"], "engine": {"kind": "vllm"}}
+    plain["deployments"]["o-more"] = plain["deployments"]["o"]
     plain["models"]["only"] = plain["models"]["m"]
     plain["deployments"]["o2"] = {"model": "only", "serves": ["offline"], "engine": {"kind": "vllm"}}
     assert OFFLINE["serves"] == plain["deployments"]["d"]["serves"]
@@ -149,6 +155,11 @@ async def test_a_large_batch_is_one_job(shop: Shop, jobs: ScriptedJobs) -> None:
     assert shop.files.folders("jobs") == [] and shop.runner.runs == []  # type: ignore[attr-defined]
     assert jobs.config is not None and jobs.config.deployments == shop.config.deployments
     assert jobs._option(batch.id, "--model") == "m"
+    assert jobs.config.state == shop.config.state
+    # Its engines are paid for by the records above: the lives go to the deployment that they name, and no tokens do.
+    assert "--book-lives" in jobs.commands[batch.id] and "--tenant" not in jobs.commands[batch.id]
+    assert jobs.plan is not None and list(jobs.plan.prices) == ["o", "o-more"]
+    assert Billing("", None, "m", "", "", jobs.plan.prices).deployment_of("o-more") == "o"
 
 
 async def test_a_restarted_worker_finds_its_job(shop: Shop, jobs: ScriptedJobs) -> None:

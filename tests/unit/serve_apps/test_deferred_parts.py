@@ -18,7 +18,8 @@ from cluster.state.ids import derived_id, is_id, new_id
 from cluster.vocabulary import RequestClass
 from serve_apps.deferred import lines, runner
 from serve_apps.deferred.lines import Place, Rules, read_some, scan
-from serve_apps.deferred.runner import Request, Runner
+from serve_apps.deferred.results import answered
+from serve_apps.deferred.runner import Answer, Request, Runner
 from serve_apps.deferred.slots import Slots
 from serve_apps.gateway.auth import Caller
 from serve_apps.gateway.headless import Outcome
@@ -112,6 +113,23 @@ async def test_a_refusal_is_obeyed_until_there_is_an_answer(slept: list[float]) 
     assert 7.0 <= slept[0] <= 8.75 and slept[2] <= 75.0 and max(slept) <= 75.0
 
 
+async def test_no_place_is_held_while_a_refusal_is_waited_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    slots, running, waiting = Slots(1), [], []
+
+    class Watched(Scripted):
+        async def run(self, *arguments: Any, **named: Any) -> Outcome:
+            running.append(slots.held("m"))
+            return await super().run(*arguments, **named)
+
+    async def sleep(seconds: float) -> None:
+        waiting.append(slots.held("m"))
+
+    monkeypatch.setattr(runner.asyncio, "sleep", sleep)
+    headless = Watched(outcome(429, 7.0), outcome(502), outcome(200))
+    assert (await make(headless).run(REQUEST, slots)).status == 200
+    assert (running, waiting) == ([1, 1, 1], [0, 0]) and slots.held("m") == 0
+
+
 async def test_a_request_that_kills_replicas_is_not_sent_for_ever(slept: list[float]) -> None:
     headless = Scripted(outcome(502))
     answer = await make(headless, attempts=3).run(REQUEST)
@@ -144,7 +162,7 @@ def test_every_line_is_read_once(
         patch.setattr(lines, "CHUNK_BYTES", chunk)
         following: Place | None = place
         while following is not None:
-            items, following = read_some(files, "in", following, 1 << 20, done)
+            items, following = read_some(files, "in", following, done)
             got += [(item.line, item.custom_id) for item in items]
     assert got == expected
 
@@ -159,6 +177,31 @@ def test_odd_files_are_told_by_line(tmp_path: Path) -> None:
     assert (found.total, found.models) == (5, {"m"})
     files.put("in", b"{}\n" * 5000)
     assert len(scan(files, "in", RULES).problems) == lines.MAX_PROBLEMS
+
+
+DEEP = b"[" * 1000 + b"]" * 1000
+"""As deep as a line can be read."""
+
+
+@pytest.mark.parametrize(
+    ("part", "deep", "code"),
+    [
+        (b'"POST"', DEEP, "invalid_method"),
+        (b'"/v1/chat/completions"', DEEP, "invalid_url"),
+        (b'"m"', DEEP, "model_not_found"),
+        (b'"max_tokens":3', b'"x":' + DEEP, "invalid_json_line"),
+    ],
+)
+def test_a_deeply_nested_line_is_a_bad_line(tmp_path: Path, part: bytes, deep: bytes, code: str) -> None:
+    files = FileStore(str(tmp_path))
+    files.put("in", jsonl(line(1)) + jsonl(line(2)).replace(part, deep))
+    found = scan(files, "in", RULES)
+    assert [(problem["code"], problem["line"]) for problem in found.problems] == [(code, 2)]
+
+
+def test_a_deeply_nested_answer_is_an_answer() -> None:
+    result = answered("b", 1, "c1", Answer(400, DEEP, TokenUsage()))
+    assert orjson.loads(result.text)["response"]["body"] == DEEP.decode() and result.failed
 
 
 @settings(deadline=None)

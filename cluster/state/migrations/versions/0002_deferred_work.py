@@ -38,6 +38,7 @@ def _files() -> None:
     op.create_index("files_by_tenant", "files", ["tenant", "id"])
     op.create_index("files_by_expiry", "files", ["expires_at_s"])
     op.create_index("files_by_deletion", "files", ["deleted_at_s"])
+    op.create_index("files_by_object", "files", ["object_name"])
 
 
 def _batches() -> None:
@@ -88,17 +89,18 @@ def _background_requests() -> None:
         sa.Column("tenant", sa.String(64), nullable=False),
         sa.Column("key_id", sa.String(32), nullable=False),
         sa.Column("path", sa.String(64), nullable=False),
-        sa.Column("body", sa.LargeBinary, nullable=False),
         sa.Column("request_class", sa.String(16), nullable=False),
         sa.Column("status", sa.String(16), nullable=False),
         sa.Column("http_status", sa.Integer),
-        sa.Column("response", sa.LargeBinary),
         sa.Column("created_at_s", sa.Float, nullable=False),
         sa.Column("finished_at_s", sa.Float),
         sa.Column("expires_at_s", sa.Float, nullable=False),
         sa.Column("owner", sa.String(64)),
         sa.Column("fence", sa.Integer, nullable=False),
         sa.Column("heartbeat_at_s", sa.Float, nullable=False),
+        sa.Column("body", sa.LargeBinary, nullable=False),
+        sa.Column("response", sa.LargeBinary),
     )
     op.create_index("background_by_status", "background_requests", ["status", "heartbeat_at_s"])
+    op.create_index("background_by_tenant", "background_requests", ["tenant", "status"])
     op.create_index("background_by_expiry", "background_requests", ["expires_at_s"])
