@@ -7,8 +7,8 @@ used because tickets carry arrival times from other machines.
 
 It is a detached named actor that Ray restarts (not a Serve deployment actor: those are versioned with one deployment's
 code, and a rolling update would split the queue in two). After a restart gateways bring back what waits and runs and
-the tenants' counters (`hello`), replicas report again, and tenants come from the store: it keeps no state of its own on
-disk. With no gateway and no replica for a while it ends itself.
+the tenants' counters and the latest configuration (`hello`), replicas report again, and tenants come from the store: it
+keeps no state of its own on disk. With no gateway and no replica for a while it ends itself.
 
 Owns: what Ray calls, and the loops. Must not know: HTTP, engines, prompts; grants and recalls are the LeaseOffice's.
 """
@@ -23,7 +23,6 @@ import uuid
 from typing import Any
 
 import ray
-from sqlalchemy.exc import SQLAlchemyError
 
 from cluster.config import DeploymentConfig, TribesConfig
 from cluster.metrics.queue import QueueMetrics
@@ -58,12 +57,14 @@ class Dispatcher:
     def __init__(self, config: dict[str, Any], model: str) -> None:
         self._model = model
         self._config = TribesConfig.model_validate(config)
+        self._configured = config
+        self._configured_at_s = 0.0
         self._store = Store(self._config.state.url)
         self._life = uuid.uuid4().hex[:8]
         self._company_at_s = self._ticked_at_s = time.monotonic()
         self._queue = RequestQueue(
             _class_policies(self._config, model),
-            ServiceWeights(self._config.scheduling.input_weight, self._config.scheduling.output_weight),
+            _service_weights(self._config),
             policy=_queue_policy(self._config),
             lease_prefix=f"{self._life}-",
         )
@@ -73,24 +74,24 @@ class Dispatcher:
             QueueMetrics(model),
             Comeback(_restarted(), self._ticked_at_s),
         )
-        self._feed = TenantFeed(self._store, self._queue)
+        self._feed = TenantFeed(self._store, self._queue, _service_weights(self._config))
         self._scalers: dict[str, BacklogScaler] = {}
         self._decisions: dict[str, ScalingDecision] = {}
         self._memory = Memory(self._life, frozenset(), {})
         self._remembered_at_s = self._measured_at_s = 0.0
         self._tasks: list[asyncio.Task[None]] = []
-        try:
-            self._feed.take(self._store.tenants())
-            self._office.limited = self._feed.limited
-        except SQLAlchemyError as error:
-            log.warning("cannot read the tenants (%s); their limits hold once the store answers", error)
+        self._feed.read_now()
+        self._office.limited = self._feed.limited
 
     # --- gateways -------------------------------------------------------------------------------------------------
 
     async def hello(self, message: Hello) -> Answers:
         """A gateway introduces itself and brings what it still holds (after this actor was restarted, or at first)."""
         self._start_ticking()
-        self._office.welcome(message, message.memory is not None and message.memory.life != self._life)
+        foreign = message.memory is not None and message.memory.life != self._life
+        if foreign and message.memory is not None:
+            self._adopt(message.memory)
+        self._office.welcome(message, foreign)
         self._remember(time.monotonic())
         answers = self._office.gateways.take(message.gateway_id)
         answers.limited, answers.memory = self._office.limited, self._memory
@@ -126,8 +127,7 @@ class Dispatcher:
         if became_ready:
             self._office.metrics.cold_start(report)
         # A prepaid lease may be in use already: a draining replica waits for it like for the others.
-        taken = {r.replica_id: r.running for r in self._queue.replicas()}
-        return ReplicaOrder(running=taken.get(report.replica_id, 0))
+        return ReplicaOrder(running=self._queue.taken_on(report.replica_id))
 
     async def replica_gone(self, replica_id: str) -> None:
         """A replica (or its engine) ended: its leases are told to their gateways, its waiting work goes elsewhere."""
@@ -139,10 +139,11 @@ class Dispatcher:
         """What Ray Serve's autoscaler should aim at for a deployment that now has `current` replicas."""
         self._start_ticking()
         config = self._config.deployments[deployment]
-        scaler = self._scalers.setdefault(deployment, BacklogScaler(_bounds(config)))
-        now_s = time.time()
-        demand = self._queue.demand(deployment, config.own_class, now_s, self._config.guests_of(deployment))
-        decision = scaler.decide(demand, current, now_s)
+        scaler, bounds = self._scalers.get(deployment), _bounds(config)
+        if scaler is None or scaler.bounds != bounds:
+            scaler = self._scalers[deployment] = BacklogScaler(bounds)
+        demand = self._queue.demand(deployment, config.own_class, time.time(), self._config.guests_of(deployment))
+        decision = scaler.decide(demand, current, time.monotonic())
         if decision.replicas != current:
             log.info("%s: %d -> %d replicas: %s", deployment, current, decision.replicas, decision.reason)
         self._decisions[deployment] = decision
@@ -161,18 +162,43 @@ class Dispatcher:
         }
 
     async def configure(self, config: dict[str, Any]) -> None:
-        """Take over a new configuration's deployments and store; queue bounds change with the next start."""
-        self._config = TribesConfig.model_validate(config)
-        self._scalers = {}
-        self._office.deployments = self._config.deployments
-        await self._feed.refresh()
-        self._tenants_changed()
+        """Take over a new configuration: deployments, scaling, classes served, bounds and shares of the queue.
+
+        The kind of fairness, the service weights of counters and the address of the store are those of the actor's
+        start, for as long as it lives: changing them would make what has been counted meaningless.
+        """
+        # Above the one before even if the clock was set back: the successor takes the latest.
+        self._take_over(config, max(time.time(), self._configured_at_s + 1e-3))
+        self._remember(time.monotonic(), at_once=True)
+        try:
+            await self._feed.refresh()
+        except Exception as error:
+            log.warning("cannot read the tenants (%s); trying again with the next refresh", error)
+        else:
+            self._tenants_changed()
+
+    # --- inside ---------------------------------------------------------------------------------------------------
+
+    def _adopt(self, memory: Memory) -> None:
+        """A predecessor's word. Ray started this life with the configuration of the first one."""
+        if memory.config is None or memory.configured_at_s <= self._configured_at_s:
+            return
+        try:
+            self._take_over(memory.config, memory.configured_at_s)
+        except ValueError:
+            # A hello that fails is tried for ever; the gateway must be served all the same.
+            log.exception("cannot take over the predecessor's configuration; going on with the actor's first one")
+
+    def _take_over(self, config: dict[str, Any], configured_at_s: float) -> None:
+        parsed = TribesConfig.model_validate(config)
+        self._queue.configure(_class_policies(parsed, self._model), _queue_policy(parsed))
+        self._config, self._configured, self._configured_at_s = parsed, config, configured_at_s
+        self._office.deployments = parsed.deployments
+        self._feed.weights = _service_weights(parsed)
         for report in self._office.replicas.reports():
             if report.state != "starting":
                 self._office.put_replica(report)
         self._office.grant()
-
-    # --- inside ---------------------------------------------------------------------------------------------------
 
     def _start_ticking(self) -> None:
         if not self._tasks:
@@ -213,22 +239,24 @@ class Dispatcher:
 
     def _tenants_changed(self) -> None:
         """The store was read: gateways learn who has limits, and what new limits allow is granted."""
-        if self._feed.limited is not self._office.limited:
+        if self._feed.limited is not None and self._feed.limited is not self._office.limited:
             self._office.limited = self._feed.limited
             for gateway_id in self._office.gateways:
                 self._office.gateways.post(gateway_id).limited = self._feed.limited
         self._office.grant()
 
-    def _remember(self, clock_s: float) -> None:
-        """Give every gateway what a successor of this actor will need: at once when a gateway came or went, else at
-        most once a second."""
+    def _remember(self, clock_s: float, at_once: bool = False) -> None:
+        """Give every gateway what a successor of this actor will need: at once when a gateway came or went or the
+        configuration changed, else at most once a second."""
         gateways = frozenset(self._office.gateways) | self._office.comeback.missing(clock_s)
-        if gateways == self._memory.gateways and clock_s - self._remembered_at_s < MEMORY_S:
+        if not at_once and gateways == self._memory.gateways and clock_s - self._remembered_at_s < MEMORY_S:
             return
-        memory = Memory(self._life, gateways, self._queue.counters_snapshot())
+        counters = self._queue.counters_snapshot()
+        memory = Memory(self._life, gateways, counters, self._configured, self._configured_at_s)
         self._remembered_at_s = clock_s
         old = self._memory
-        if gateways != old.gateways or memory.counters["classes"] != old.counters.get("classes"):
+        changed = gateways != old.gateways or counters["classes"] != old.counters.get("classes")
+        if changed or memory.configured_at_s != old.configured_at_s:
             self._memory = memory
             for gateway_id in self._office.gateways:
                 self._office.gateways.post(gateway_id).memory = memory
@@ -250,6 +278,10 @@ def _bounds(config: DeploymentConfig) -> ScalingBounds:
         wait_target_s=config.replicas.wait_target_s,
         idle_timeout_s=config.replicas.idle_timeout_s,
     )
+
+
+def _service_weights(config: TribesConfig) -> ServiceWeights:
+    return ServiceWeights(config.scheduling.input_weight, config.scheduling.output_weight)
 
 
 def _queue_policy(config: TribesConfig) -> QueuePolicy:

@@ -42,8 +42,8 @@ class LeaseOffice:
         self.gateways = Mailboxes()
         self.replicas = ReplicaBook()
         self.prepaid = PrepaidDesk(queue)
-        self.limited: frozenset[str] = frozenset()
-        """Tenants with any limit: each of their requests is decided here."""
+        self.limited: frozenset[str] | None = None
+        """Tenants with any limit: each of their requests is decided here. None until it is known."""
 
     # --- gateways -------------------------------------------------------------------------------------------------
 
@@ -56,7 +56,9 @@ class LeaseOffice:
         others = message.memory.gateways if foreign_memory and message.memory is not None else ()
         self.comeback.hello(gateway_id, others)
         self.prepaid.reconcile(gateway_id, message.running, message.prepaid, now_s)
-        self.queue.reconcile_owner(gateway_id, message.waiting, message.running, now_s, message.prepaid)
+        unserved = self.queue.reconcile_owner(gateway_id, message.waiting, message.running, now_s, message.prepaid)
+        for ticket, refusal in unserved:
+            self._refuse(ticket, refusal)
         self.grant()
 
     def take_news(self, message: Exchange) -> None:
@@ -148,8 +150,9 @@ class LeaseOffice:
         for lease in (lease for lease in leases if lease.replica_id in unseen):
             # Told again each tick until the gateway has given it back.
             self.gateways.post(lease.ticket.owner).lost.append(lease.lease_id)
-        for replica_id in unseen:
-            self._recall(self.prepaid.recall_from(replica_id))
+        # Also what a hello has brought back, and what was on its way when the replica began to drain.
+        draining = {replica.replica_id for replica in self.queue.replicas() if replica.draining}
+        self._recall(self.prepaid.recall_from(*unseen, *draining))
         for ticket, refusal in self.queue.expire(time.time()):
             self._refuse(ticket, refusal)
         self._recall(self.prepaid.recall_again())
@@ -165,12 +168,13 @@ class LeaseOffice:
             return
         for lease in self.queue.grant(now_s):
             tenant, owner = lease.ticket.tenant, lease.ticket.owner
-            limits = self.queue.rate_limits(tenant, now_s) if tenant in self.limited else None
+            may_be_limited = self.limited is None or tenant in self.limited
+            limits = self.queue.rate_limits(tenant, now_s) if may_be_limited else None
             report = self.replicas[lease.replica_id]
             grant = Grant(lease, report.deployment, report.base_url, report.api_key, limits)
             self.gateways.post(owner).grants.append(grant)
             self.metrics.granted(lease)
-            self.prepaid.started(owner, 1, now_s)
+            self.prepaid.started(owner, [lease.ticket.request_class], now_s)
 
     def _take_prepaid_news(self, message: Exchange, now_s: float) -> None:
         owner = message.gateway_id
@@ -180,7 +184,7 @@ class LeaseOffice:
             else:
                 self.gateways.post(owner).lost.append(lease_id)
         if message.used:
-            self.prepaid.started(owner, len(message.used), now_s)
+            self.prepaid.started(owner, [ticket.request_class for _, ticket, _ in message.used], now_s)
         self.prepaid.give_back(owner, message.returned, now_s)
 
     def _recall(self, recalls: Recalls) -> None:

@@ -217,9 +217,14 @@ class LeaseClient:
             if not message:
                 continue
             try:
-                self._apply(await self._dispatcher.exchange.remote(message))
+                answers = await self._dispatcher.exchange.remote(message)
             except RayError as error:
                 self._lost_touch(error)
+            else:
+                if answers.resync:
+                    # Nothing of it was looked at: its tickets are asked for again, under limits, after the hello.
+                    self._out.submits[:0] = message.submits
+                self._apply(answers)
 
     async def _listen_forever(self) -> None:
         while True:
@@ -254,9 +259,12 @@ class LeaseClient:
         while not self._in_touch.is_set():
             # Releases and cancellations not yet sent are implied: hello lists exactly what still waits and runs.
             # A prepaid lease that is in use is among the latter, and while nobody answers more of them may be used.
-            self._out = Exchange(self._gateway_id)
+            # Tickets that were never sent are not brought back but asked for afterwards: limits hold for them.
+            fresh = [ticket for ticket in self._out.submits if ticket.ticket_id in self._waiting]
+            self._out = Exchange(self._gateway_id, submits=fresh)
             self._hellos += 1
-            waiting = [waiting.ticket for waiting in self._waiting.values()]
+            never_sent = {ticket.ticket_id for ticket in fresh}
+            waiting = [w.ticket for ticket_id, w in self._waiting.items() if ticket_id not in never_sent]
             running = [held.lease for held in self._held.values()]
             try:
                 hello = Hello(self._gateway_id, waiting, running, self._pool.held_by(self._gateway_id), self._memory)
@@ -270,6 +278,8 @@ class LeaseClient:
             else:
                 self._in_touch.set()
                 self._apply(answers)
+                if self._out:
+                    self._tell()
 
     def _lost_touch(self, error: RayError) -> None:
         if self._in_touch.is_set():

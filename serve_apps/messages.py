@@ -79,6 +79,10 @@ class Memory:
     """Who else is there: their running leases take slots that the successor does not know yet."""
     counters: dict[str, Any]
     """`RequestQueue.counters_snapshot()`."""
+    config: dict[str, Any] | None = field(default=None, repr=False)
+    """The latest configuration: Ray starts the successor with the one that the actor was created with."""
+    configured_at_s: float = 0.0
+    """Wall clock, rising with each configuration; 0.0 for the first one."""
 
 
 @dataclass(slots=True)

@@ -22,7 +22,8 @@ def get_dispatcher(model: str) -> Any:
 
 
 def ensure_dispatcher(config: dict[str, Any], model: str) -> Any:
-    """The dispatcher of a model, created when missing. Ray restarts it whenever it dies."""
+    """The dispatcher of a model, created when missing. Ray restarts it whenever it dies, with this `config`; the latest
+    one comes back to it from the gateways' memory."""
     from serve_apps.dispatcher import Dispatcher
 
     options: dict[str, Any] = {

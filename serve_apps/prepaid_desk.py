@@ -1,9 +1,9 @@
 """Prepaid leases as the dispatcher sees them: how many each gateway should hold, and which ones it has.
 
 Sizing, at each tick: a gateway wants what it starts in `PREPAY_S` at its recent rate, and one more; nothing when it has
-been idle for a while. All gateways together get what is free less a reserve (a quarter of the slots, at least one), in
-proportion to their wishes: the reserve serves another gateway, or a request that may not use a prepaid lease, while
-others are recalled.
+been idle for a while. It gets them on replicas that serve a class of which it has started something lately. All
+gateways together get what is free there less a reserve (a quarter of the slots, at least one), in proportion to their
+wishes: the reserve serves another gateway, or a request that may not use a prepaid lease, while others are recalled.
 
 Contention: as soon as a ticket waits, every unused lease that could serve its class is recalled, and the gateway gets
 none before the next tick. The recall is answered by `returned`; whoever used the lease in the meantime keeps it.
@@ -14,17 +14,20 @@ Owns: the account per gateway. Must not know: messages, Ray. The slots themselve
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 
-from cluster.scheduling import Lease, Prepaid, RequestQueue, Ticket
+from cluster.scheduling import Lease, Prepaid, Replica, RequestQueue, Ticket
 from cluster.scheduling.rates import RateMeter
+from cluster.vocabulary import RequestClass
 
 PREPAY_S = 0.1
 DEMAND_TAU_S = 1.0
 IDLE_S = 5.0
 RESERVED_SHARE = 0.25
 
+Classes = frozenset[RequestClass]
 Recalls = dict[str, list[str]]
 """Gateway -> prepaid leases to give back if they are not in use."""
 
@@ -36,11 +39,15 @@ class _Account:
     live: dict[str, Prepaid] = field(default_factory=dict)
     recalled: dict[str, Prepaid] = field(default_factory=dict)
     demand: RateMeter = field(default_factory=lambda: RateMeter(DEMAND_TAU_S))
-    started_at_s: float = -math.inf
+    started_at_s: dict[RequestClass, float] = field(default_factory=dict)
     target: int = 0
 
+    def classes(self, now_s: float) -> Classes:
+        """What it has started something of lately: a slot for anything else would be of no use to it."""
+        return frozenset(c for c, started_at_s in self.started_at_s.items() if now_s - started_at_s <= IDLE_S)
+
     def wish(self, now_s: float) -> int:
-        if now_s - self.started_at_s > IDLE_S:
+        if not self.classes(now_s):
             return 0
         return math.ceil(self.demand.rate(now_s) * PREPAY_S) + 1
 
@@ -75,11 +82,12 @@ class PrepaidDesk:
         """Where there are any."""
         return {p.replica_id for account in self._accounts.values() for p in account.live.values()}
 
-    def started(self, owner: str, count: int, now_s: float) -> None:
-        """The gateway has started `count` requests, in whatever way."""
+    def started(self, owner: str, classes: Collection[RequestClass], now_s: float) -> None:
+        """The gateway has started requests of these classes (one for each), in whatever way."""
         account = self._account(owner)
-        account.demand.add(count, now_s)
-        account.started_at_s = now_s
+        account.demand.add(len(classes), now_s)
+        for request_class in classes:
+            account.started_at_s[request_class] = now_s
 
     def use(self, owner: str, lease_id: str, ticket: Ticket, granted_at_s: float, now_s: float) -> bool:
         """The gateway runs a request on it, recalled or not. False when its replica has gone in the meantime."""
@@ -109,23 +117,27 @@ class PrepaidDesk:
     def refill(self, owner: str, now_s: float) -> list[Prepaid]:
         """What the gateway lacks, if there is something to spare and nobody waits."""
         account = self._account(owner)
-        count = min(account.target - len(account.live), self._spare())
-        prepaid = self._queue.prepay(owner, now_s, count) if count > 0 else []
+        missing = account.target - len(account.live)
+        if missing <= 0:
+            return []
+        classes = account.classes(now_s)
+        count = min(missing, _spare(self._usable(classes)))
+        prepaid = self._queue.prepay(owner, now_s, count, classes) if count > 0 else []
         account.live.update((p.lease_id, p) for p in prepaid)
         return prepaid
 
     def retarget(self, now_s: float) -> Recalls:
         """Set every gateway's number anew; returns what those that hold too many are to give back."""
-        wishes = {owner: account.wish(now_s) for owner, account in self._accounts.items()}
-        wished = sum(wishes.values())
-        available = self._spare() + sum(len(account.live) for account in self._accounts.values())
-        share = min(1.0, max(0, available) / wished) if wished else 0.0
+        shares = self._shares(now_s)
         recalls: Recalls = {}
         for owner, account in self._accounts.items():
-            account.target = math.floor(wishes[owner] * share)
-            if (surplus := len(account.live) - account.target) > 0:
-                # The newest: the oldest are the next to be used.
-                recalls[owner] = account.recall(list(account.live)[-surplus:])
+            classes = account.classes(now_s)
+            account.target = math.floor(account.wish(now_s) * shares[classes])
+            useless = [lease_id for lease_id, prepaid in account.live.items() if classes.isdisjoint(prepaid.serves)]
+            # The newest: the oldest are the next to be used.
+            surplus = [lease_id for lease_id in account.live if lease_id not in useless][account.target :]
+            if useless or surplus:
+                recalls[owner] = account.recall(useless + surplus)
         return recalls
 
     def recall_for_waiting(self) -> Recalls:
@@ -137,9 +149,9 @@ class PrepaidDesk:
         """What has not been answered: the recall may have overtaken the lease on its way."""
         return {owner: list(account.recalled) for owner, account in self._accounts.items() if account.recalled}
 
-    def recall_from(self, replica_id: str) -> Recalls:
-        """All on a replica that takes no more requests."""
-        return self._recall(lambda prepaid: prepaid.replica_id == replica_id)
+    def recall_from(self, *replica_ids: str) -> Recalls:
+        """All on replicas that take no more requests."""
+        return self._recall(lambda prepaid: prepaid.replica_id in replica_ids) if replica_ids else {}
 
     def _recall(self, wanted: Callable[[Prepaid], bool]) -> Recalls:
         recalls = {}
@@ -152,9 +164,35 @@ class PrepaidDesk:
     def _account(self, owner: str) -> _Account:
         return self._accounts.setdefault(owner, _Account())
 
-    def _spare(self) -> int:
-        """Free slots beyond the reserve, on replicas for which nobody waits."""
+    def _shares(self, now_s: float) -> dict[Classes, float]:
+        """What part of its wish a gateway can have, by the classes that it starts: those that could use the same
+        replicas share them."""
+        wishes: Counter[Classes] = Counter()
+        for account in self._accounts.values():
+            wishes[account.classes(now_s)] += account.wish(now_s)
+        usable = {classes: self._usable(classes) for classes in wishes}
+        ids = {classes: {replica.replica_id for replica in replicas} for classes, replicas in usable.items()}
+        live = Counter(p.replica_id for account in self._accounts.values() for p in account.live.values())
+        shares = {}
+        for classes, mine in ids.items():
+            wished = sum(wish for others, wish in wishes.items() if not mine.isdisjoint(ids[others]))
+            available = _spare(usable[classes]) + sum(live[replica_id] for replica_id in mine)
+            shares[classes] = min(1.0, max(0, available) / wished) if wished else 0.0
+        return shares
+
+    def _usable(self, classes: Classes) -> list[Replica]:
+        """Replicas for some of `classes`, for which nobody waits."""
+        if not classes:
+            return []
         waiting = self._queue.contended()
-        replicas = [r for r in self._queue.replicas() if not r.draining and waiting.isdisjoint(r.serves)]
-        reserve = max(1, math.ceil(RESERVED_SHARE * sum(r.max_running for r in replicas)))
-        return sum(r.free for r in replicas) - reserve
+        return [
+            replica
+            for replica in self._queue.replicas()
+            if not replica.draining and not classes.isdisjoint(replica.serves) and waiting.isdisjoint(replica.serves)
+        ]
+
+
+def _spare(replicas: Collection[Replica]) -> int:
+    """Free slots beyond the reserve."""
+    reserve = max(1, math.ceil(RESERVED_SHARE * sum(r.max_running for r in replicas)))
+    return sum(r.free for r in replicas) - reserve

@@ -76,3 +76,4 @@ class ReplicaBook:
     def excuse(self, seconds: float) -> None:
         """The dispatcher itself was late: nobody is more silent for that."""
         self._heard_s = {replica_id: heard_s + seconds for replica_id, heard_s in self._heard_s.items()}
+        self._unseen_since_s = {replica_id: since_s + seconds for replica_id, since_s in self._unseen_since_s.items()}

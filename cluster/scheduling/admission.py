@@ -9,13 +9,13 @@ Owns: the tenants' accounts. Must not know: order among tenants, replicas, HTTP.
 
 from __future__ import annotations
 
-from cluster.scheduling.limits import DAY_S, TenantAccount
+from cluster.scheduling.limits import DAY_S, DRAIN_TAU_S, TenantAccount
 from cluster.scheduling.types import RateLimitState, Refusal, TenantLimits, Ticket, TokenUsage
 
 MIN_RETRY_S = 1.0
 MAX_RETRY_S = 600.0
 UNKNOWN_RATE_RETRY_S = 5.0
-"""Answer while a tenant's drain rate is not known yet (nothing of it has run)."""
+"""Answer while a tenant's drain rate is not known (nothing of it has run, or not for long)."""
 _UNLIMITED = TenantLimits()
 
 
@@ -82,7 +82,8 @@ class Admission:
         """Seconds until the tenant's waiting work has drained at its present rate."""
         account = self._accounts.get(tenant)
         rate = account.drain.rate(now_s) if account is not None else 0.0
-        if account is None or rate <= 0:
+        # After a pause what is left of the rate says nothing about how fast the tenant's work will run now.
+        if account is None or rate * DRAIN_TAU_S < 1.0:
             return UNKNOWN_RATE_RETRY_S
         return _clamp(account.backlog_tokens / rate)
 
@@ -100,6 +101,10 @@ class Admission:
         account = self._accounts[ticket.tenant]
         account.queued -= 1
         account.backlog_tokens -= ticket.limit_tokens
+
+    def refund(self, ticket: Ticket, now_s: float) -> None:
+        """The ticket was counted by the rate limits, and will not have run."""
+        self._accounts[ticket.tenant].take(-ticket.limit_tokens, now_s, requests=-1)
 
     def started(self, tenant: str, tokens: int, now_s: float) -> TenantAccount:
         """A ticket for which limits count `tokens` no longer waits: it runs."""

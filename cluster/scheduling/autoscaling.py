@@ -42,7 +42,7 @@ class BacklogScaler:
     """Backlog- and rate-driven scaling with a hold-down window."""
 
     def __init__(self, bounds: ScalingBounds) -> None:
-        self._bounds = bounds
+        self.bounds = bounds
         self._wishes: deque[tuple[float, int]] = deque()
 
     def decide(self, demand: Demand, current: int, now_s: float) -> ScalingDecision:
@@ -52,22 +52,20 @@ class BacklogScaler:
         while self._wishes and self._wishes[-1][1] <= wish:
             self._wishes.pop()
         self._wishes.append((now_s, wish))
-        while self._wishes[0][0] < now_s - self._bounds.idle_timeout_s:
+        while self._wishes[0][0] < now_s - self.bounds.idle_timeout_s:
             self._wishes.popleft()
         if wish < current:
             held = min(current, self._wishes[0][1])
             if held > wish:
-                reason = f"{reason}; kept at {held}: needed within the last {self._bounds.idle_timeout_s:g} s"
+                reason = f"{reason}; kept at {held}: needed within the last {self.bounds.idle_timeout_s:g} s"
             wish = held
-        bounded = min(self._bounds.max_replicas, max(self._bounds.min_replicas, wish))
+        bounded = min(self.bounds.max_replicas, max(self.bounds.min_replicas, wish))
         if bounded != wish:
-            reason = (
-                f"{reason}; bounded to {bounded} by min {self._bounds.min_replicas}, max {self._bounds.max_replicas}"
-            )
+            reason = f"{reason}; bounded to {bounded} by min {self.bounds.min_replicas}, max {self.bounds.max_replicas}"
         return ScalingDecision(bounded, reason)
 
     def _wish(self, demand: Demand) -> tuple[int, str]:
-        bounds = self._bounds
+        bounds = self.bounds
         if not demand.waiting and not demand.running:
             # What lends itself to a class that has no home must be there, but not grow for work that can wait.
             if demand.guests:

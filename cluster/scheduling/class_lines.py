@@ -1,7 +1,7 @@
 """The waiting lines of one queue, one per request class: bounds on how much waits, and which class goes next.
 
-A class is raised when its oldest ticket is older than `max_age_s`, or when a deadline in it is nearer than the margin
-or twice the class's usual run time.
+A class is raised when its oldest ticket is older than `max_age_s`; offline also when a deadline in it is nearer than
+the margin or twice the class's usual run time.
 
 Owns: the lines, what they share (weights, held tenants), the bound over all of them. Must not know: replicas, accounts.
 """
@@ -36,8 +36,8 @@ class ClassLine:
         self.shed = ShedOrder(flows)
         self.run_s = 0.0
 
-    def push(self, ticket: Ticket, service: float, brought_back: bool) -> Waiting:
-        waiting = self.flows.push(ticket, service, brought_back)
+    def push(self, ticket: Ticket, service: float, brought_back: bool, in_place: bool) -> Waiting:
+        waiting = self.flows.push(ticket, service, brought_back, in_place)
         self.shed.touch(waiting.flow.tenant)
         return waiting
 
@@ -49,7 +49,17 @@ class ClassLine:
         max_age_s = self.policy.max_age_s
         if max_age_s is not None and now_s - arrivals.oldest_s() > max_age_s:
             return True
+        # Deadlines of offline work are given with its batch; elsewhere any client may send one with each request, and
+        # must not be able to move its whole class by that.
+        if self.request_class is not RequestClass.OFFLINE:
+            return False
         return arrivals.earliest_deadline_s() - now_s < max(margin_s, 2 * self.run_s)
+
+    def put_back(self) -> None:
+        """End of a grant: who was set aside waits as before."""
+        for waiting in self.flows.put_back():
+            # It may have been dropped from the order of shedding in between.
+            self.shed.touch(waiting.flow.tenant)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +87,18 @@ class ClassLines:
         self._bits = tuple((line.flows, 1 << line.index) for line in self.all)
         self._serving = {line.request_class: line for line in self.all if line.request_class in classes}
 
+    def configure(self, classes: Mapping[RequestClass, ClassPolicy], policy: QueuePolicy) -> None:
+        """New bounds, and classes that are served from now on. Those not named any more keep their bounds and are
+        served on: what waits there must end like everything else."""
+        self.order.configure({c: p.floor for c, p in classes.items()}, policy.raised_share)
+        self._policy = policy
+        for line in self.all:
+            if line.request_class in classes:
+                line.policy = classes[line.request_class]
+                line.flows.arrivals.max_wait_s = line.policy.max_wait_s
+        served = classes.keys() | self._serving.keys()
+        self._serving = {line.request_class: line for line in self.all if line.request_class in served}
+
     def __iter__(self) -> Iterator[ClassLine]:
         """The served ones."""
         return iter(self._serving.values())
@@ -95,10 +117,12 @@ class ClassLines:
                 mask |= bit
         return mask
 
-    def ready_tickets(self) -> int:
+    def ready_tickets(self, classes: int) -> int:
+        """Tickets of `classes` (bits) for which any free slot would do."""
         ready = 0
-        for flows, _ in self._bits:
-            ready += flows.ready
+        for flows, bit in self._bits:
+            if bit & classes:
+                ready += flows.ready - flows.aside
         return ready
 
     def raise_urgent(self, now_s: float) -> None:

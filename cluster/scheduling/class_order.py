@@ -39,12 +39,7 @@ class ClassOrder:
     """Says which class is served next. `floors` maps a class to its guaranteed share, 0..1."""
 
     def __init__(self, floors: Mapping[RequestClass, float], raised_share: float = 0.0) -> None:
-        if sum(floors.values()) + raised_share >= 1:
-            raise ValueError(
-                f"floors and raised_share must sum to less than 1, got {dict(floors)} and {raised_share}; lower them"
-            )
-        self._floors = [floors.get(c, 0.0) for c in PRIORITY]
-        self._raised_share = raised_share
+        self.configure(floors, raised_share)
         self._credit = [0.0] * len(PRIORITY)
         self._raised_credit = 0.0
         self._cap = 0.0
@@ -53,6 +48,15 @@ class ClassOrder:
         self._ready = 0
         self._raised = 0
         self._ahead = 0
+
+    def configure(self, floors: Mapping[RequestClass, float], raised_share: float) -> None:
+        """New shares; the accounts stay."""
+        if sum(floors.values()) + raised_share >= 1:
+            raise ValueError(
+                f"floors and raised_share must sum to less than 1, got {dict(floors)} and {raised_share}; lower them"
+            )
+        self._floors = [floors.get(c, 0.0) for c in PRIORITY]
+        self._raised_share = raised_share
 
     def raise_classes(self, raised: int) -> None:
         """The classes (bits) that are raised from now on."""

@@ -39,6 +39,9 @@ class FlowQueue:
         self.ready = 0
         """Tickets of tenants that are not held."""
         self.arrivals = ArrivalOrder(max_wait_s)
+        self.aside = 0
+        """Ready tickets that the latest grant had to leave although there was a free slot."""
+        self._set_aside: list[Waiting] = []
         self._restored = False
         self._flows: dict[tuple[str, str, str], Flow] = {}
         self._idle: deque[Flow] = deque()
@@ -52,25 +55,19 @@ class FlowQueue:
 
     # --- tickets --------------------------------------------------------------------------------------------------
 
-    def push(self, ticket: Ticket, service: float, brought_back: bool = False) -> Waiting:
-        """`brought_back`: the ticket waited in a former queue, whose counters were restored."""
+    def push(self, ticket: Ticket, service: float, brought_back: bool = False, in_place: bool = False) -> Waiting:
+        """`brought_back`: the ticket waited in a former queue; `in_place`: its flow keeps its restored counter."""
         flow = self.flow_of(ticket)
         tenant = flow.tenant
-        if self._restored and not brought_back:
+        if self._restored and not in_place:
             flow.keeps_place = flow.key.keeps_place = tenant.keeps_place = False
-        waiting = Waiting(ticket, flow, service, next(self._numbers))
+        waiting = Waiting(ticket, flow, service, next(self._numbers), paid=not brought_back)
         if flow.is_new:
             flow.is_new = False
             flow.key.introduce(flow, service)
-        come(flow)
-        deadline = ticket.deadline_at_s if ticket.deadline_at_s is not None else math.inf
-        heapq.heappush(flow.tickets, (deadline, ticket.arrived_at_s, waiting.number, waiting))
+        self._stand(waiting)
         self.arrivals.add(waiting, self.root.waiting)
         self._remember_newest(tenant, waiting)
-        tenant.backlog += service
-        self.backlog += service
-        if not tenant.held:
-            self.ready += 1
         return waiting
 
     def head(self) -> Waiting | None:
@@ -89,6 +86,37 @@ class FlowQueue:
 
     def take(self, waiting: Waiting) -> None:
         """The ticket leaves: granted, cancelled, expired or shed."""
+        self._leave(waiting)
+        tenant = waiting.flow.tenant
+        if not tenant.waiting and not self._set_aside:
+            tenant.newest.clear()
+
+    def set_aside(self, waiting: Waiting) -> None:
+        """The head lets others go first until `put_back`, which follows in the same grant."""
+        self._set_aside.append(waiting)
+        self._leave(waiting)
+
+    def put_back(self) -> list[Waiting]:
+        """Who was set aside waits again, with its arrival and number; returns them. A flow in which nothing else waits
+        is lifted as if it had just come: it is among the next, and time set aside earns no credit."""
+        back, self._set_aside = self._set_aside, []
+        for waiting in back:
+            waiting.waits = True
+            self._stand(waiting)
+        self.aside = sum(not waiting.flow.tenant.held for waiting in back)
+        return back
+
+    def _stand(self, waiting: Waiting) -> None:
+        flow, ticket = waiting.flow, waiting.ticket
+        come(flow)
+        deadline = ticket.deadline_at_s if ticket.deadline_at_s is not None else math.inf
+        heapq.heappush(flow.tickets, (deadline, ticket.arrived_at_s, waiting.number, waiting))
+        flow.tenant.backlog += waiting.service
+        self.backlog += waiting.service
+        if not flow.tenant.held:
+            self.ready += 1
+
+    def _leave(self, waiting: Waiting) -> None:
         waiting.waits = False
         flow = waiting.flow
         tenant = flow.tenant

@@ -84,11 +84,10 @@ class FlowNode:
                 return child
             if child.place != place:
                 heapq.heappop(line)
-            elif len(line) > 1:
+            else:
+                # Also when it stands alone: who joins is lifted to this counter, and must not win the tie.
                 child.place = counter
                 heapq.heapreplace(line, (counter, next(_order), child))
-            else:
-                return child
         return None
 
     def lift(self) -> float:
@@ -184,6 +183,7 @@ def hold(node: FlowNode) -> None:
 def unhold(node: FlowNode) -> None:
     if node.held:
         node.held = False
+        node.keeps_place = False  # time held by a limit earns nothing, after a restart neither
         if node.waiting and node.parent is not None:
             node.parent.join(node)
 

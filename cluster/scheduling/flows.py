@@ -14,9 +14,9 @@ from cluster.scheduling.types import Ticket
 class Waiting:
     """A ticket in the queue, with the service it was predicted to need when it came."""
 
-    __slots__ = ("flow", "number", "passed_over", "service", "ticket", "tokens", "waits")
+    __slots__ = ("flow", "number", "paid", "passed_over", "service", "ticket", "tokens", "waits")
 
-    def __init__(self, ticket: Ticket, flow: Flow, service: float, number: int) -> None:
+    def __init__(self, ticket: Ticket, flow: Flow, service: float, number: int, paid: bool = True) -> None:
         self.ticket = ticket
         self.tokens = ticket.limit_tokens
         """What limits count."""
@@ -24,6 +24,8 @@ class Waiting:
         self.service = service
         self.number = number
         self.waits = True
+        self.paid = paid
+        """The rate limits of this queue have counted it; those of a former queue were lost with it."""
         self.passed_over = 0
         """Locality-aware mode: times that it was due and another one went first."""
 

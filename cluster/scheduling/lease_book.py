@@ -12,7 +12,7 @@ from cluster.scheduling.types import Lease, Prepaid
 class Running:
     """A lease with what was charged for it so far, and to whom."""
 
-    __slots__ = ("charged", "flow", "index", "lease", "mask", "predicted_output", "reported_output", "way")
+    __slots__ = ("charged", "flow", "index", "lease", "mask", "paid", "predicted_output", "reported_output", "way")
 
     def __init__(self, lease: Lease, flow: Flow, index: int, mask: int, predicted_output: int, way: int) -> None:
         self.lease = lease
@@ -22,6 +22,8 @@ class Running:
         self.mask = mask
         """Classes its replica serves."""
         self.way = way
+        self.paid = False
+        """The rate limits of this queue have counted it."""
         self.predicted_output = predicted_output
         self.reported_output = 0
         self.charged = 0.0

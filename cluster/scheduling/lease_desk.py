@@ -64,7 +64,7 @@ class LeaseDesk:
         account = self._admission.started(ticket.tenant, waiting.tokens, now_s)
         order = self._lines.order
         way = order.way(line.index, seat.mask) if order.contended else NORMAL
-        self._enter(lease, waiting.flow, line.index, seat.mask, way, account)
+        self._enter(lease, waiting.flow, line.index, seat.mask, way, account).paid = waiting.paid
         return lease
 
     def progress(self, lease_id: str, output_tokens: int, now_s: float) -> None:
@@ -78,7 +78,8 @@ class LeaseDesk:
             self._charge(running, self._service.of(0, beyond))
         self._worked(running.lease.replica_id, self._service.of(0, produced), now_s)
 
-    def release(self, lease_id: str, usage: TokenUsage | None, now_s: float) -> bool:
+    def release(self, lease_id: str, usage: TokenUsage | None, now_s: float, refund: bool = True) -> bool:
+        """`refund` False: that nothing ran is a guess, which the rate limits need not believe."""
         running = self.book.running.get(lease_id)
         if running is None:
             return False
@@ -87,6 +88,8 @@ class LeaseDesk:
         account = self._admission.account(ticket.tenant, now_s)
         if usage is None:
             self._charge(running, -running.charged)
+            if refund and running.paid:
+                self._admission.refund(ticket, now_s)
         else:
             self._charge(running, self._service.of_usage(usage) - running.charged)
             self._predictor.observe(ticket.tenant, usage.output_tokens)
@@ -106,11 +109,12 @@ class LeaseDesk:
 
     # --- prepaid slots --------------------------------------------------------------------------------------------
 
-    def prepay(self, owner: str, max_leases: int) -> list[Prepaid]:
+    def prepay(self, owner: str, max_leases: int, classes: int) -> list[Prepaid]:
+        """On replicas that serve any of `classes` (bits)."""
         given: list[Prepaid] = []
         contended = self._lines.ready_mask()
         while len(given) < max_leases:
-            seat = self._pools.least_loaded_without(contended)
+            seat = self._pools.least_loaded_for(classes, contended)
             if seat is None:
                 break
             seat.take()
@@ -131,7 +135,7 @@ class LeaseDesk:
         account = self._admission.started(ticket.tenant, ticket.limit_tokens, now_s)
         self._demand.arrived(ticket.request_class, self.predicted_service(ticket), now_s)
         lease = Lease(lease_id, ticket, slot.replica_id, granted_at_s)
-        self._enter(lease, flow, line.index, class_mask(slot.serves), NORMAL, account)
+        self._enter(lease, flow, line.index, class_mask(slot.serves), NORMAL, account).paid = True
         return lease
 
     def return_prepaid(self, lease_id: str) -> bool:
@@ -180,7 +184,7 @@ class LeaseDesk:
         way: int,
         account: TenantAccount,
         charged_before: bool = False,
-    ) -> None:
+    ) -> Running:
         """Note the lease and charge its prediction, unless restored counters hold that already."""
         ticket = lease.ticket
         predicted = self._predictor.predict(ticket.tenant, ticket.max_output_tokens)
@@ -195,6 +199,7 @@ class LeaseDesk:
             self._charge(running, service)
         if account.limits.max_concurrent is not None:
             self.hold_or_unhold(ticket.tenant, account)
+        return running
 
     def _charge(self, running: Running, service: float) -> None:
         running.charged += service

@@ -106,7 +106,7 @@ class TenantAccount:
         return max(waits)
 
     def take(self, tokens: float, now_s: float, requests: int = 1) -> None:
-        """Use up the allowance; a correction has `requests=0` and the difference in tokens."""
+        """Use up the allowance; a correction has `requests=0` and the difference in tokens. Negative: give back."""
         if self._requests and requests:
             self._requests.take(requests, now_s)
         if self._tokens and tokens:

@@ -24,7 +24,8 @@ class SessionPlacement:
         self._home: OrderedDict[tuple[str, str], str] = OrderedDict()
 
     def choose(self, ticket: Ticket, index: int) -> Seat | None:
-        """A replica with a free slot for a ticket of the class with that index; None when there is none."""
+        """A replica with a free slot for a ticket of the class with that index; None when there is none, or for a retry
+        none but those that failed it, while others serve the class."""
         if ticket.avoid:
             return self._least_loaded_avoiding(ticket, index)
         seat = self._pools.least_loaded(index)

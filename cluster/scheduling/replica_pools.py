@@ -150,9 +150,17 @@ class ReplicaPools:
         """The class's own pools, then those that lend it idle slots."""
         return self._own[index], self._lent[index]
 
-    def least_loaded_without(self, classes: int) -> Seat | None:
-        """The least loaded replica that serves none of `classes` (bits)."""
-        return _best([pool for pool in self._pools.values() if not pool.mask & classes])
+    def sharing(self, index: int) -> int:
+        """Classes (bits) that some replica of the class serves too, itself among them."""
+        mask = 1 << index
+        for pool in (*self._own[index], *self._lent[index]):
+            if pool.seats:
+                mask |= pool.mask
+        return mask
+
+    def least_loaded_for(self, classes: int, without: int) -> Seat | None:
+        """The least loaded replica that serves any of `classes` (bits) and none of `without`."""
+        return _best([pool for pool in self._pools.values() if pool.mask & classes and not pool.mask & without])
 
 
 def _best(pools: list[ReplicaPool]) -> Seat | None:

@@ -15,12 +15,13 @@ from typing import Any
 
 from cluster.scheduling.admission import Admission
 from cluster.scheduling.class_lines import ClassLine, ClassLines
+from cluster.scheduling.class_order import class_mask
 from cluster.scheduling.demand import Demand, DemandMeter
 from cluster.scheduling.flows import Waiting
 from cluster.scheduling.lease_desk import LeaseDesk
 from cluster.scheduling.locality import LocalityChooser
 from cluster.scheduling.placement import SessionPlacement
-from cluster.scheduling.replica_pools import ReplicaPools
+from cluster.scheduling.replica_pools import ReplicaPools, Seat
 from cluster.scheduling.service import OutputPredictor, ServiceWeights
 from cluster.scheduling.types import (
     ClassPolicy,
@@ -35,6 +36,9 @@ from cluster.scheduling.types import (
     TokenUsage,
 )
 from cluster.vocabulary import RequestClass
+
+KEEPS_PLACE_S = 15.0
+"""How long after the first gateway has come back tickets find their flows' restored counters as they were."""
 
 
 class RequestQueue:
@@ -74,6 +78,9 @@ class RequestQueue:
         self._waiting: dict[str, Waiting] = {}
         self._shed: list[tuple[Ticket, Refusal]] = []
         self._policies: dict[str, TenantPolicy] = {}
+        self._aside: set[ClassLine] = set()
+        """Lines in which the present or the latest grant has set tickets aside."""
+        self._first_restored_at_s: float | None = None
         self._snapshot_version = 0
         self._charged_until_s = float("-inf")
 
@@ -134,7 +141,8 @@ class RequestQueue:
         if line is None:
             return self._admission.unserved(ticket)
         account = self._admission.account(ticket.tenant, now_s)
-        must_wait = not account.may_run or (self._lines.ready_tickets() >= self._pools.free_slots(line.index))
+        ready = self._lines.ready_tickets(self._pools.sharing(line.index))
+        must_wait = not account.may_run or ready >= self._pools.free_slots(line.index)
         refusal = self._admission.check(ticket, must_wait, now_s)
         service = self._desk.predicted_service(ticket)
         if refusal is None and must_wait:
@@ -152,7 +160,10 @@ class RequestQueue:
         return shed
 
     def cancel(self, ticket_id: str, now_s: float) -> bool:
-        """Take a waiting ticket out; False when it does not wait (any more)."""
+        """Take a waiting ticket out; False when it does not wait (any more). Rate limits get back what it took."""
+        return self._withdraw(ticket_id, now_s, refund=True)
+
+    def _withdraw(self, ticket_id: str, now_s: float, refund: bool) -> bool:
         waiting = self._waiting.get(ticket_id)
         if waiting is None:
             return False
@@ -160,6 +171,8 @@ class RequestQueue:
         self._take_out(line, waiting)
         line.flows.left(waiting.flow)
         self._admission.left(waiting.ticket)
+        if refund and waiting.paid:
+            self._admission.refund(waiting.ticket, now_s)
         return True
 
     def expire(self, now_s: float) -> list[tuple[Ticket, Refusal]]:
@@ -188,6 +201,10 @@ class RequestQueue:
                     break
             else:
                 break
+        if not ready:
+            lines.order.order(0)  # nobody waits, so nobody earns from what is charged until the next round
+        if self._aside:
+            self._put_back()
         return leases
 
     # --- leases ---------------------------------------------------------------------------------------------------
@@ -208,13 +225,15 @@ class RequestQueue:
             self.cancel(ticket_id, now_s)
         self._desk.end_all_of(owner, now_s)
 
-    def prepay(self, owner: str, now_s: float, max_leases: int) -> list[Prepaid]:
-        """Give `owner` up to `max_leases` free slots to use at once when requests come.
+    def prepay(
+        self, owner: str, now_s: float, max_leases: int, classes: Iterable[RequestClass] = RequestClass
+    ) -> list[Prepaid]:
+        """Give `owner` up to `max_leases` free slots to use at once when requests of `classes` come.
 
         Only on replicas none of whose classes has anybody waiting: a slot held in advance never delays a ticket that is
         here. Ask for them back (`prepaid_of`) when somebody comes to wait.
         """
-        return self._desk.prepay(owner, max_leases)
+        return self._desk.prepay(owner, max_leases, class_mask(classes))
 
     def use_prepaid(self, lease_id: str, ticket: Ticket, granted_at_s: float, now_s: float) -> Lease | None:
         """A request runs on a prepaid slot: from now on it is a lease like any other, charged and counted.
@@ -246,14 +265,26 @@ class RequestQueue:
 
     def restore(
         self, waiting: Iterable[Ticket], running: Iterable[Lease], now_s: float, prepaid: Iterable[Prepaid] = ()
-    ) -> None:
-        """Take back what a gateway still holds after this queue's state was lost. Limits are not applied again."""
+    ) -> list[tuple[Ticket, Refusal]]:
+        """Take back what a gateway still holds after this queue's state was lost. Limits are not applied again.
+
+        Returns refusals for tickets of classes that nobody serves any more."""
+        refusals = []
+        if self._first_restored_at_s is None:
+            self._first_restored_at_s = now_s
+        # Later than that a low restored counter would be credit for idle time.
+        in_place = now_s - self._first_restored_at_s <= KEEPS_PLACE_S
         for ticket in sorted(waiting, key=lambda ticket: ticket.arrived_at_s):
+            if ticket.ticket_id in self._waiting:
+                continue
             line = self._lines.serving(ticket.request_class)
-            if ticket.ticket_id not in self._waiting and line is not None:
-                self._admission.restored(ticket, now_s)
-                self._enqueue(line, ticket, self._desk.predicted_service(ticket), brought_back=True)
+            if line is None:
+                refusals.append((ticket, self._admission.unserved(ticket)))
+                continue
+            self._admission.restored(ticket, now_s)
+            self._enqueue(line, ticket, self._desk.predicted_service(ticket), True, in_place)
         self._desk.restore(running, prepaid, self._charged_until_s, now_s)
+        return refusals
 
     def reconcile_owner(
         self,
@@ -262,24 +293,29 @@ class RequestQueue:
         running: Iterable[Lease],
         now_s: float,
         prepaid: Iterable[Prepaid] = (),
-    ) -> None:
+    ) -> list[tuple[Ticket, Refusal]]:
         """Make a gateway's own list the truth about what it has here: messages between the two may have been lost.
 
-        Leases and prepaid slots it does not list end unused, tickets it does not list are withdrawn, what is missing
-        here is restored.
+        Leases and prepaid slots it does not list end unused, tickets it does not list are withdrawn (rate limits get
+        nothing back: they may have run, and the news of it was lost), what is missing here is restored. Returns
+        refusals for what cannot be.
         """
         waiting, running, prepaid = list(waiting), list(running), list(prepaid)
         held = {lease.lease_id for lease in running} | {slot.lease_id for slot in prepaid}
         for lease in self._desk.book.of_owner(owner):
             if lease.lease_id not in held:
-                self.release(lease.lease_id, None, now_s)
+                self._desk.release(lease.lease_id, None, now_s, refund=False)
         for slot in self.prepaid_of(owner):
             if slot.lease_id not in held:
                 self.return_prepaid(slot.lease_id, now_s)
         wanted = {ticket.ticket_id for ticket in waiting}
         for ticket_id in [i for i, w in self._waiting.items() if w.ticket.owner == owner and i not in wanted]:
-            self.cancel(ticket_id, now_s)
-        self.restore(waiting, running, now_s, prepaid)
+            self._withdraw(ticket_id, now_s, refund=False)
+        return self.restore(waiting, running, now_s, prepaid)
+
+    def configure(self, classes: Mapping[RequestClass, ClassPolicy], policy: QueuePolicy) -> None:
+        """New bounds and shares, and classes that are served from now on too. The kind of fairness stays as it was."""
+        self._lines.configure(classes, policy)
 
     # --- what others look at --------------------------------------------------------------------------------------
 
@@ -292,6 +328,11 @@ class RequestQueue:
         flows = self._lines.of(own).flows
         waiting_guests = sum(self.waiting(c) for c in guests)
         return self._demand.read(deployment, own, len(flows), flows.backlog, running, waiting_guests, now_s)
+
+    def taken_on(self, replica_id: str) -> int:
+        """Slots of a replica that leases and prepaid slots take; 0 for an unknown one."""
+        seat = self._pools.get(replica_id)
+        return seat.replica.running if seat is not None else 0
 
     def waiting(self, request_class: RequestClass) -> int:
         return len(self._lines.of(request_class).flows)
@@ -326,25 +367,40 @@ class RequestQueue:
     def _grant_one(self, line: ClassLine, now_s: float) -> Lease | None:
         """A lease for the ticket of the class that is next, if there is a replica for it."""
         locality = self._locality
+        while (choice := self._choose(line)) is None:
+            retry = line.flows.head()
+            if retry is None or not self._pools.free_slots(line.index):
+                return None
+            # What is free has failed this one before: it waits for another replica, but those behind it need not.
+            line.flows.set_aside(retry)
+            self._aside.add(line)
+        waiting, seat = choice
         if locality is not None:
-            choice = locality.choose(line.flows, line.index)
-            if choice is None:
-                return None
-            waiting, seat = choice
             locality.placed(waiting, seat.replica_id)
-        else:
-            head = line.flows.head()
-            free = self._placement.choose(head.ticket, line.index) if head is not None else None
-            if head is None or free is None:
-                return None
-            waiting, seat = head, free
         self._take_out(line, waiting)
         if waiting.ticket.session is not None:
             self._placement.placed(waiting.ticket, seat.replica_id)
         return self._desk.begin(line, waiting, seat, now_s)
 
-    def _enqueue(self, line: ClassLine, ticket: Ticket, service: float, brought_back: bool = False) -> None:
-        waiting = self._waiting[ticket.ticket_id] = line.push(ticket, service, brought_back)
+    def _choose(self, line: ClassLine) -> tuple[Waiting, Seat] | None:
+        """The ticket that is next and a free replica for it."""
+        if self._locality is not None:
+            return self._locality.choose(line.flows, line.index)
+        head = line.flows.head()
+        if head is None:
+            return None
+        seat = self._placement.choose(head.ticket, line.index)
+        return (head, seat) if seat is not None else None
+
+    def _put_back(self) -> None:
+        for line in self._aside:
+            line.put_back()
+        self._aside = {line for line in self._aside if line.flows.aside}
+
+    def _enqueue(
+        self, line: ClassLine, ticket: Ticket, service: float, brought_back: bool = False, in_place: bool = False
+    ) -> None:
+        waiting = self._waiting[ticket.ticket_id] = line.push(ticket, service, brought_back, in_place)
         if self._locality is not None:
             self._locality.came(waiting)
 

@@ -28,7 +28,8 @@ class Ticket:
     session: str | None = None
     expires_at_s: float | None = None
     avoid: tuple[str, ...] = ()
-    """Replicas that failed this request before: not taken while another one serves its class, busy or not."""
+    """Replicas that failed this request before: not taken while another one serves its class, busy or not. Until that
+    one has a slot the ticket lets others go first."""
     key: str = ""
     """API key id: a level of fair sharing below the tenant."""
     program: str | None = None

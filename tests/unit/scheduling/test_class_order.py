@@ -140,3 +140,26 @@ def test_an_old_request_of_an_idle_class_is_next() -> None:
     assert [lease.ticket.ticket_id for lease in queue.grant(11.0)] == ["o5"], "nothing was earned before it was raised"
     queue.release(queue.leases()[0].lease_id, TokenUsage(10, 0, 10), 11.5)
     assert [lease.ticket.ticket_id for lease in queue.grant(12.0)] == ["old"]
+
+
+def test_a_deadline_raises_offline_work_only() -> None:
+    """Any client may send one with a request: it must not move all of its class."""
+    for request_class, urgent in ((SEMI, False), (OFFLINE, True)):
+        queue = RequestQueue(classes(None), policy=QueuePolicy(raised_share=RAISED_SHARE))
+        queue.submit(Ticket("t", "g", "t", request_class, 10, 10, 0.0, deadline_at_s=1.0), 0.0)
+        assert queue._lines.of(request_class).is_urgent(0.0, 60.0) is urgent
+
+
+def test_nothing_is_earned_once_nobody_waits() -> None:
+    queue = RequestQueue(classes(None, floor=0.1))
+    queue.put_replica(Replica("r", "d", (ONLINE, SEMI, OFFLINE), 1), 0.0)
+    queue.submit(Ticket("runs", "g", "t", ONLINE, 10, 10, 0.0), 0.0)
+    (lease,) = queue.grant(0.0)
+    for request_class in (ONLINE, SEMI):
+        queue.submit(Ticket(request_class.value, "g", "t", request_class, 10, 10, 0.0), 0.0)
+    assert queue.grant(0.0) == []
+    for request_class in (ONLINE, SEMI):
+        queue.cancel(request_class.value, 1.0)
+    assert queue.grant(1.0) == []
+    queue.release(lease.lease_id, TokenUsage(10, 0, 1000), 2.0)
+    assert queue._lines.order._credit == [0.0, 0.0, 0.0]

@@ -251,3 +251,39 @@ def test_a_capped_tenant_keeps_its_place_without_hoarding() -> None:
         sim.step()
     share = sim.service["capped", ONLINE] / sum(sim.service.values())
     assert share == pytest.approx(2 / 8, abs=0.03), "its two slots are always in use: below its half, at its cap"
+
+
+def test_counters_brought_back_late_are_no_credit() -> None:
+    """A gateway that comes back long after a restart does not bring its tenant all that the others had meanwhile."""
+    queue = RequestQueue({ONLINE: ClassPolicy(max_queued=100, max_wait_s=1000)})
+    queue.put_replica(Replica("r", "d", (ONLINE,), 1), 0.0)
+    counters = {("idle",): 0.0, ("busy",): 0.0}
+    flows = {c.value: {"counters": counters if c is ONLINE else {}, "lifts": {(): 0.0}} for c in RequestClass}
+    queue.restore_counters({"version": 1, "granted_at_s": 0.0, "classes": flows})
+    queue.restore([ticket(1, "busy")], [], 0.0)
+    for number in range(2, 12):
+        queue.submit(ticket(number, "busy"), 0.0)
+        (lease,) = queue.grant(0.0)
+        queue.release(lease.lease_id, _used(100), 0.0)
+    queue.restore([ticket(50, "idle")], [], 100.0)
+    assert queue.counters()[ONLINE]["idle"] == queue.counters()[ONLINE]["busy"] > 1000
+
+
+def test_a_tenant_let_go_after_a_restart_has_no_credit_either() -> None:
+    held = {"held"}
+    queue = FlowQueue({}, held)
+    queue.restore({"counters": {("held",): 0.0, ("free",): 500.0}, "lifts": {(): 0.0}})
+    queue.push(ticket(1, "held"), 10, True, True)
+    queue.push(ticket(2, "free"), 10, True, True)
+    queue.unhold("held")
+    assert queue.counters()["held"] == 500.0
+
+
+def test_a_newcomer_does_not_win_the_tie_against_who_waits() -> None:
+    queue = FlowQueue({}, set())
+    for number in range(3):
+        queue.push(ticket(number, "first"), 10)
+    assert serve(queue, 100.0).tenant == "first"
+    queue.push(ticket(9, "newcomer"), 10)
+    assert queue.counters() == {"first": 100.0, "newcomer": 100.0}
+    assert serve(queue).tenant == "first"

@@ -134,3 +134,37 @@ def test_a_bucket_never_lets_more_than_its_rate_and_one_allowance_pass(asks: lis
             passed += amount
         assert passed <= 60 + now_s + 1e-6
         assert 0 <= bucket.remaining(now_s) <= 60 and bucket.full_in_s(now_s) >= 0
+
+
+def remaining(queue: RequestQueue) -> tuple[int | None, int | None]:
+    state = queue.rate_limits("a", 0.0)
+    assert state is not None
+    return state.remaining_requests, state.remaining_tokens
+
+
+def test_what_never_ran_costs_nothing() -> None:
+    queue = make_queue(slots=1, requests_per_minute=10, tokens_per_minute=600)
+    for number in range(3):
+        assert queue.submit(ticket(number), 0.0) is None
+    (lease,) = queue.grant(0.0)
+    assert remaining(queue) == (7, 510)
+    queue.release(lease.lease_id, None, 0.0)
+    assert queue.cancel("t1", 0.0)
+    assert remaining(queue) == (9, 570)
+    queue.expire(100.0)
+    assert remaining(queue) == (10, 600)
+
+
+def test_only_what_was_counted_comes_back() -> None:
+    """After lost messages nobody knows what ran; after a restart the buckets have not counted what was brought back."""
+    queue = make_queue(slots=1, requests_per_minute=10)
+    for number in range(2):
+        queue.submit(ticket(number), 0.0)
+    queue.grant(0.0)
+    queue.reconcile_owner("g", [], [], 0.0)
+    assert remaining(queue) == (8, None)
+    queue.restore([ticket(5), ticket(6)], [], 0.0)
+    (lease,) = queue.grant(0.0)
+    queue.release(lease.lease_id, None, 0.0)
+    queue.cancel("t6", 0.0)
+    assert remaining(queue) == (8, None)
