@@ -52,7 +52,7 @@ def dry_run(
         storage.make_folder(f"{STAGING}/{run_id}")
         # Billed to nobody: it has no output that would tell what was booked.
         settings = run_settings(
-            replace(request, tenant=None), plan, spec, storage, run_id, JSONL, scan.columns.schema()
+            replace(request, tenant=None, book_lives=False), plan, spec, storage, run_id, JSONL, scan.columns.schema()
         )
         connect(plan, request.engine_logs)
         console.print(f"dry run: {rows} of {scan.row_count} rows, one engine in every pool", highlight=False)

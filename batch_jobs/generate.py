@@ -104,6 +104,15 @@ def generate(
             RUN, help="Who is billed: usage and engines go to the cluster's ledger (`tribes usage`). Default: nobody."
         ),
     ] = None,
+    book_lives: Annotated[
+        bool,
+        _option(
+            RUN,
+            "--book-lives",
+            help="Without --tenant: write what the engines cost to the cluster's ledger, and leave the tokens to "
+            "whoever reads the output.",
+        ),
+    ] = False,
     engine_logs: Annotated[bool, _option(RUN, help="Show the engines' output here; Ray keeps it anyway.")] = False,
     engine_class: Annotated[str, typer.Option(hidden=True, help="Engine to run, as module:Class.")] = VLLM_ENGINE,
 ) -> None:
@@ -137,6 +146,7 @@ def generate(
         dedupe=dedupe,
         dry_run=sample_rows if dry_run else None,
         tenant=tenant,
+        book_lives=book_lives,
         engine_logs=engine_logs,
         engine_class=engine_class,
         command=tuple(sys.argv[1:]),

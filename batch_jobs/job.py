@@ -77,7 +77,7 @@ class Job:
             storage.discard_folder(STAGING)
             assembled = is_assembled(storage)  # then parts that are left are doubles of rows in the final files
             billing = billing_of(request, plan, storage, self._run_id)
-            bill = Bill(billing) if billing else None
+            bill = Bill(billing) if billing and billing.tenant else None  # lives are booked by who sees them
             done, totals = (IdSet(), Totals()) if assembled else committed(storage, bill.book if bill else None)
             scan = scan_inputs(files, request.limit, done, spec)
             self._format = self._part_format(files, spec)
@@ -173,6 +173,10 @@ class Job:
     def _settle(self, run: Run) -> None:
         """Before parts are put together, which a later run could not book any more."""
         if problem := run.settle(1 if self._stop.is_set() else SETTLE_ATTEMPTS):
+            if self._request.book_lives and self._request.tenant is None:
+                # A rerun knows nothing of these engines: failing would mend nothing.
+                self._say(f"what the engines cost was not written to the state store ({problem})")
+                return
             raise JobFailed(
                 f"what the job used was not written to the state store ({problem}). The rows are committed; rerun, "
                 "which costs seconds, when it can be reached (state.url)."

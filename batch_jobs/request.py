@@ -32,7 +32,9 @@ class JobRequest:
     dry_run: int | None = None
     """Run only so many sampled rows and predict the rest; None = the real thing."""
     tenant: str | None = None
-    """Who is billed in the cluster's state store; None = nobody, and the store is not touched."""
+    """Who is billed in the cluster's state store; None = nobody, and without `book_lives` the store is not touched."""
+    book_lives: bool = False
+    """Write the lives of engines there also if nobody is billed: whoever reads the output bills its tokens."""
     engine_logs: bool = False
     engine_class: str = VLLM_ENGINE
     command: tuple[str, ...] = ()

@@ -5,6 +5,8 @@ a repeated write harmless. Must not know: Ray, rows.
 
 A part is booked after it is committed. What a killed run did not get to book, the next one does, which reads the parts
 anyway. Only a part's own run knows its pool: one that is booked later goes to the first pool of the job.
+Without a tenant only the lives are written, for a job whose tokens another bills from its output: the Batch API's
+worker, which knows no pools and names the first. So all the job's engines are lives of that one deployment.
 The state store's packages are imported where somebody is billed: they take half a second.
 """
 
@@ -39,7 +41,8 @@ class Billing:
     """Plain data: whose the job is, and where that is written down."""
 
     state_url: str
-    tenant: str
+    tenant: str | None
+    """None: no usage is written, only the lives of engines."""
     model: str
     output: str
     """The output's location without secrets. It is part of every record's id, and must be the same in every run."""
@@ -47,14 +50,19 @@ class Billing:
     usd_per_hour: dict[str, float]
     """Of an engine, by pool."""
 
+    def deployment_of(self, pool: str) -> str:
+        """Whose users pay for an engine of this pool."""
+        return pool if self.tenant is not None else next(iter(self.usd_per_hour))
+
 
 def billing_of(request: JobRequest, plan: Plan, storage: Storage, run_id: str) -> Billing | None:
-    """None where nobody is billed. Raises JobRefused for what is no tenant's name."""
-    if request.tenant is None:
+    """None where nothing is written. Raises JobRefused for what is no tenant's name."""
+    tenant = request.tenant
+    if tenant is None and not request.book_lives:
         return None
-    if request.tenant not in plan.config.tenants and not re.match(NAME_PATTERN, request.tenant):
-        raise JobRefused(f"--tenant {request.tenant!r}: {PATTERN_CURES[NAME_PATTERN]}")
-    return Billing(plan.config.state.url, request.tenant, plan.model, storage.shown, run_id, plan.prices)
+    if tenant is not None and tenant not in plan.config.tenants and not re.match(NAME_PATTERN, tenant):
+        raise JobRefused(f"--tenant {tenant!r}: {PATTERN_CURES[NAME_PATTERN]}")
+    return Billing(plan.config.state.url, tenant, plan.model, storage.shown, run_id, plan.prices)
 
 
 class Span(NamedTuple):
@@ -76,9 +84,11 @@ class Bill:
         self._writing = asyncio.Lock()
 
     def book(self, part: str, totals: Totals, pool: str | None = None) -> None:
+        billing = self._billing
+        if billing.tenant is None:
+            return
         from cluster.state import UsageRecord
 
-        billing = self._billing
         record = UsageRecord(
             request_id="job-" + hashlib.sha256(f"{billing.output}\n{part}".encode()).hexdigest()[:32],
             tenant=billing.tenant,
@@ -106,18 +116,22 @@ class Bill:
         if self._store is None:
             store = Store(billing.state_url)
             store.create()
-            store.add_tenants({billing.tenant: {}})
+            if billing.tenant is not None:
+                store.add_tenants({billing.tenant: {}})
             self._store = store
         batch = list(self._records)
         self._store.add_usage(batch)
         del self._records[: len(batch)]  # meanwhile more may have come, at the end
         for span in spans:
             name, price = f"{span.pool}/{billing.run_id}-{span.engine}", billing.usd_per_hour[span.pool]
-            self._store.touch_replica(name, billing.model, span.pool, price, span.born_s, span.end_s)
+            deployment = billing.deployment_of(span.pool)
+            self._store.touch_replica(name, billing.model, deployment, price, span.born_s, span.end_s)
 
     async def settle(self, spans: Sequence[Span], attempts: int) -> str | None:
         """Write now; what went wrong at the last attempt, or None."""
         from sqlalchemy.exc import SQLAlchemyError
+
+        from cluster.state import StoreVersionError
 
         problem = None
         async with self._writing:
@@ -127,7 +141,7 @@ class Bill:
                 try:
                     await asyncio.to_thread(self.write, spans)
                     return None
-                except SQLAlchemyError as error:
+                except (SQLAlchemyError, StoreVersionError) as error:
                     problem = str(error.__cause__ or error)
                     log.warning("usage was not written (%s)", problem)
         return problem

@@ -40,6 +40,9 @@ class GatewayConfig(Section):
         description="Who shares cached prefixes, where the engine can tell: each tenant or each key has its own; "
         "off = all share, and timing tells what others have asked.",
     )
+    metrics_without_key: bool = Field(
+        default=False, description="Show /metrics, which names every tenant and its use, to whoever reaches the port."
+    )
 
 
 class StateConfig(Section):
@@ -76,6 +79,14 @@ class BatchesConfig(Section):
     max_requests: int = Field(default=50_000, ge=1, description="Lines of one input file; more fail the batch.")
     max_unfinished: int | None = Field(
         default=1000, ge=1, description="Unfinished batches of one tenant; more are refused. null = unlimited."
+    )
+    max_background: int | None = Field(
+        default=1000,
+        ge=1,
+        description="Unfinished background requests of one tenant; more are refused. null = unlimited.",
+    )
+    max_background_bytes: int = Field(
+        default=4 * 1024 * 1024, ge=1, description="Body of a background request; the state store keeps it."
     )
     offline_job_threshold: int | None = Field(
         default=1000,

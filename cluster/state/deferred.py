@@ -17,9 +17,16 @@ from cluster.state.deferred_batches import BatchBook
 from cluster.state.deferred_files import FileBook
 from cluster.state.deferred_tables import BackgroundRequestRow as Row
 from cluster.state.store import Store
+from cluster.state.tables import TenantRow
 from cluster.state.usage import UsageRecord, append
 
 RUNNABLE = ("queued", "in_progress")
+KEEP_S = 24 * 3600.0
+"""How long a request that has ended can be read after its deadline."""
+
+
+class TooManyBackgroundError(Exception):
+    """The tenant has as many unfinished background requests as it may have."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,13 +60,19 @@ class DeferredStore:
 
     def create_background(
         self, id: str, tenant: str, key_id: str, path: str, body: bytes, request_class: str, created_at_s: float,
-        expires_at_s: float,
+        expires_at_s: float, max_unfinished: int | None = None,
     ) -> None:  # fmt: skip
-        """Accept a request; the worker runs it as `id`."""
+        """Accept a request; the worker runs it as `id`. TooManyBackgroundError."""
         row = {"id": id, "tenant": tenant, "key_id": key_id, "path": path, "body": body}
         times = {"created_at_s": created_at_s, "expires_at_s": expires_at_s, "heartbeat_at_s": 0.0}
         state = {"request_class": str(request_class), "status": "queued", "fence": 0}
         with self._engine.begin() as connection:
+            if max_unfinished is not None:
+                # Changes nothing; the lock makes two requests at once count each other.
+                connection.execute(update(TenantRow).where(TenantRow.name == tenant).values(name=TenantRow.name))
+                mine = select(func.count()).select_from(Row).where(Row.tenant == tenant, Row.status.in_(RUNNABLE))
+                if (connection.scalar(mine) or 0) >= max_unfinished:
+                    raise TooManyBackgroundError
             connection.execute(insert(Row).values(**row, **times, **state))
 
     def get_background(self, tenant: str, id: str) -> BackgroundRow | None:
@@ -129,9 +142,14 @@ class DeferredStore:
             return True
 
     def purge_background(self, now_s: float) -> int:
-        """Forget what has expired and is not at work."""
+        """End what nobody began in time, so that its owner can read that; forget what ended long ago. How many went.
+
+        What is at work at its deadline is ended by the worker that has it, or takes it over.
+        """
+        late = update(Row).where(Row.status == "queued", Row.expires_at_s <= now_s)
+        gone = delete(Row).where(Row.status.not_in(RUNNABLE), Row.expires_at_s <= now_s - KEEP_S)
         with self._engine.begin() as connection:
-            gone = delete(Row).where(Row.expires_at_s <= now_s, Row.status != "in_progress")
+            connection.execute(late.values(status="incomplete", owner=None, finished_at_s=now_s))
             return connection.execute(gone).rowcount
 
 

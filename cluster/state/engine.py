@@ -19,13 +19,13 @@ WAL_RETRY_S = 0.05
 
 
 def make_engine(url: str) -> Engine:
-    """Opens no connection; the folder of an SQLite file is made."""
+    """Opens no connection; makes the folder of an SQLite file. Errors tell no parameters, so logs have no prompts."""
     parsed = make_url(url)
     if parsed.get_backend_name() != "sqlite":
-        return create_engine(url, pool_pre_ping=True)
+        return create_engine(url, pool_pre_ping=True, hide_parameters=True)
     if parsed.database and parsed.database != ":memory:":
         Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
-    engine = create_engine(url, connect_args={"timeout": BUSY_TIMEOUT_S})
+    engine = create_engine(url, connect_args={"timeout": BUSY_TIMEOUT_S}, hide_parameters=True)
 
     @event.listens_for(engine, "connect")
     def _tune(connection: Any, _record: object) -> None:

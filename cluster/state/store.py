@@ -56,6 +56,12 @@ class Store:
         with Session(self._engine) as session:
             return {row.name: dict(row.policy) for row in session.scalars(select(TenantRow))}
 
+    def tenant_policy(self, name: str) -> dict[str, Any]:
+        """The policy of one tenant; empty for one that does not exist."""
+        with Session(self._engine) as session:
+            row = session.get(TenantRow, name)
+            return dict(row.policy) if row else {}
+
     # --- keys -----------------------------------------------------------------------------------------------------
 
     def create_key(self, tenant: str) -> tuple[str, str]:

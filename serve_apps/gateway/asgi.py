@@ -72,7 +72,7 @@ class Gateway:
         self._ledger = Ledger(store)
         self._usage = UsageApi(store, config)
         deferred = DeferredStore(store)
-        self._background = Background(deferred)
+        self._background = Background(config.batches, deferred)
         self._files = FilesApi(config.files, deferred, FileStore(config.files.url))
         self._batches = BatchesApi(config.batches, deferred)
         self._connect = connect
@@ -99,6 +99,7 @@ class Gateway:
             await leases.close()
         if self._session is not None:
             await self._session.close()
+        self._files.close()
         await self._ledger.close()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -168,6 +169,8 @@ class Gateway:
         elif path == "/health":
             await send_response(send, 200, JSON_HEADERS, b'{"status":"ok"}')
         elif path == "/metrics":
+            if not self._config.gateway.metrics_without_key:
+                await self._keys.caller(header(scope, b"authorization"))
             text = [(b"content-type", b"text/plain; version=0.0.4; charset=utf-8")]
             await send_response(send, 200, text, await self._metrics_page())
         else:

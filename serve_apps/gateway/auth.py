@@ -127,7 +127,7 @@ class KeyRing:
         key = self._store.find_key(key_hash)
         if key is None:
             return None
-        policy = self._store.tenants().get(key.tenant, {})
+        policy = self._store.tenant_policy(key.tenant)
         return Caller(key.tenant, key.key_id, str(policy.get("default_tier", "auto")))
 
 

@@ -17,14 +17,17 @@ from typing import Any, NamedTuple
 import orjson
 from sqlalchemy.exc import SQLAlchemyError
 
-from cluster.state.deferred import BackgroundRow, DeferredStore
+from cluster.config.services import BatchesConfig
+from cluster.state.deferred import BackgroundRow, DeferredStore, TooManyBackgroundError
+from cluster.state.ids import is_id
 from serve_apps.gateway import chat_objects, responses_api
 from serve_apps.gateway.auth import Caller
 from serve_apps.gateway.errors import ApiError
 from serve_apps.gateway.request import CHAT_PATH, RESPONSES_PATH, GenerationRequest
 
 LIFE_S = 24 * 3600.0
-"""From acceptance on: what has not run by then ends, and what has is forgotten."""
+"""From acceptance on: what has not run by then ends as incomplete."""
+RETRY_AFTER_S = 10.0
 _KINDS = {RESPONSES_PATH: responses_api, CHAT_PATH: chat_objects}
 
 
@@ -49,7 +52,8 @@ def place_of(path: str) -> Place | None:
 class Background:
     """The API's side of the rows; a worker runs them."""
 
-    def __init__(self, rows: DeferredStore) -> None:
+    def __init__(self, config: BatchesConfig, rows: DeferredStore) -> None:
+        self._config = config
         self._rows = rows
 
     async def accept(self, request: GenerationRequest, raw: bytes, caller: Caller) -> tuple[int, bytes]:
@@ -57,17 +61,28 @@ class Background:
         if request.deadline_at_s is not None:
             message = "`x-deadline-ms` does not go with `background`: nobody waits for the answer"
             raise ApiError(400, "unsupported_parameter", message, param="x-deadline-ms")
+        if len(raw) > self._config.max_background_bytes:
+            # A row of the database holds it, which is no place for what a file of a batch may be.
+            message = f"a background request has at most {self._config.max_background_bytes} bytes: send it as a batch"
+            raise ApiError(413, "request_too_large", message)
         kind = _KINDS[request.path]
         row_id, now_s = kind.ID_PREFIX + uuid.uuid4().hex, time.time()
         place = (caller.tenant, caller.key_id, request.path, raw, request.request_class)
-        await _in_store(self._rows.create_background, row_id, *place, now_s, now_s + LIFE_S)
+        most = self._config.max_background
+        try:
+            await _in_store(self._rows.create_background, row_id, *place, now_s, now_s + LIFE_S, most)
+        except TooManyBackgroundError:
+            message = f"you have {most} unfinished background requests, the most that one tenant may have"
+            raise ApiError(429, "too_many_background_requests", message, retry_after_s=RETRY_AFTER_S) from None
         row = BackgroundRow(row_id, caller.tenant, request.path, raw, "queued", None, None, now_s, None)
         return kind.ACCEPTED_STATUS, orjson.dumps(kind.as_object(row))
 
     async def answer(self, method: str, place: Place, query: bytes, caller: Caller) -> bytes:
         """The body for a request about a stored one; raises ApiError 404 for ids that the tenant does not have."""
         kind = _KINDS[place.path]
-        row = await _in_store(self._rows.get_background, caller.tenant, place.id)
+        row = None
+        if is_id(kind.ID_PREFIX, place.id):  # a database may not even take the text of what is none
+            row = await _in_store(self._rows.get_background, caller.tenant, place.id)
         if row is None or row.path != place.path:
             raise ApiError(404, None, f"{kind.NOUN} with id {place.id[:80]!r} not found", param="id")
         if place.action == "cancel":

@@ -16,10 +16,10 @@ import orjson
 from cluster.config.services import BatchesConfig
 from cluster.state.deferred import DeferredStore
 from cluster.state.deferred_batches import Batch, InputGoneError, TooManyBatchesError
-from cluster.state.ids import new_id
+from cluster.state.ids import is_id, new_id
 from serve_apps.gateway.auth import Caller
 from serve_apps.gateway.errors import ApiError
-from serve_apps.gateway.files_api import no_such_file
+from serve_apps.gateway.files_api import FILE_KIND, no_such_file
 from serve_apps.gateway.http import JSON_HEADERS, Receive, Scope, Send, read_body, send_response
 from serve_apps.gateway.pages import after_of, lifetime_of, limit_of, page, query_of
 from serve_apps.gateway.stores import answered_when_away
@@ -53,6 +53,7 @@ class BatchesApi:
             case [""], "GET":
                 await send_response(send, 200, JSON_HEADERS, await self._page(caller, scope))
             case [batch_id], "GET":
+                _require_id(batch_id)
                 await _send(send, _found(await asyncio.to_thread(self._book.get, caller.tenant, batch_id), batch_id))
             case [batch_id, "cancel"], "POST":
                 await _send(send, await self._cancel(caller, batch_id))
@@ -64,7 +65,9 @@ class BatchesApi:
     async def _create(self, caller: Caller, raw: bytes) -> Batch:
         now_s = time.time()
         batch = _asked(raw, caller, now_s)
-        source = await asyncio.to_thread(self._files.get, caller.tenant, batch.input_file_id, now_s)
+        source = None
+        if is_id(FILE_KIND, batch.input_file_id):
+            source = await asyncio.to_thread(self._files.get, caller.tenant, batch.input_file_id, now_s)
         if source is None:
             raise no_such_file(batch.input_file_id, "input_file_id")
         if source.purpose != "batch":
@@ -87,6 +90,7 @@ class BatchesApi:
         return page([batch_object(batch) for batch in found], limit)
 
     async def _cancel(self, caller: Caller, batch_id: str) -> Batch:
+        _require_id(batch_id)
         batch = _found(await asyncio.to_thread(self._book.cancel, caller.tenant, batch_id, time.time()), batch_id)
         if batch.status not in ("cancelling", "cancelled"):
             message = f"Cannot cancel a batch with status {batch.status!r}"
@@ -180,10 +184,20 @@ def _metadata(given: object) -> dict[str, str] | None:
     return dict(given)
 
 
+def _require_id(batch_id: str) -> None:
+    """What cannot be an id is not looked up: a database may not even take its text."""
+    if not is_id(BATCH_KIND, batch_id):
+        raise _no_such_batch(batch_id)
+
+
 def _found(batch: Batch | None, batch_id: str) -> Batch:
     if batch is None:
-        raise ApiError(404, "batch_not_found", f"No batch found with id '{batch_id[:64]}'.", param="batch_id")
+        raise _no_such_batch(batch_id)
     return batch
+
+
+def _no_such_batch(batch_id: str) -> ApiError:
+    return ApiError(404, "batch_not_found", f"No batch found with id '{batch_id[:64]}'.", param="batch_id")
 
 
 def _whole(at_s: float | None) -> int | None:

@@ -8,7 +8,9 @@ from __future__ import annotations
 import asyncio
 import re
 import time
-from typing import Any
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
 from urllib.parse import quote
 
 import orjson
@@ -18,7 +20,7 @@ from cluster.files import FileStore
 from cluster.files.store import CHUNK_BYTES, FileWriter
 from cluster.state.deferred import DeferredStore
 from cluster.state.deferred_files import StoredFile, TenantFullError, object_of
-from cluster.state.ids import new_id
+from cluster.state.ids import is_id, new_id
 from serve_apps.gateway.auth import Caller
 from serve_apps.gateway.errors import ApiError
 from serve_apps.gateway.http import JSON_HEADERS, Receive, Scope, Send, header, send_response
@@ -27,9 +29,13 @@ from serve_apps.gateway.pages import after_of, lifetime_of, limit_of, page, quer
 from serve_apps.gateway.stores import answered_when_away
 
 FILE_KIND = "file-"
+OUTPUT_PURPOSE = "batch_output"
 PURPOSES = ("assistants", "batch", "fine-tune", "vision", "user_data", "evals")
 MAX_FILENAME_CHARS = 255
 MAX_PAGE = 10_000
+THREADS = 8
+"""For the file store alone: uploads to a slow one must not take the threads that API keys are looked up with."""
+_Result = TypeVar("_Result")
 _RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})")
 
 
@@ -40,6 +46,14 @@ class FilesApi:
         self._config = config
         self._book = deferred.files
         self._files = files
+        self._threads = ThreadPoolExecutor(THREADS, "files")
+
+    def close(self) -> None:
+        """No new work; threads end with what they are at."""
+        self._threads.shutdown(wait=False)
+
+    def _in_thread(self, call: Callable[..., _Result], *arguments: Any) -> asyncio.Future[_Result]:
+        return asyncio.get_running_loop().run_in_executor(self._threads, call, *arguments)
 
     async def __call__(self, caller: Caller, scope: Scope, receive: Receive, send: Send) -> None:
         with answered_when_away():
@@ -67,20 +81,20 @@ class FilesApi:
         now_s = time.time()
         file_id = new_id(FILE_KIND, now_s)
         name = object_of(file_id)
-        writer: FileWriter = await asyncio.to_thread(self._files.create, name)
+        writer: FileWriter = await self._in_thread(self._files.create, name)
         try:
             form = await read_form(
-                scope, receive, "file", lambda data: asyncio.to_thread(writer.write, data), self._config.max_bytes
+                scope, receive, "file", lambda data: self._in_thread(writer.write, data), self._config.max_bytes
             )
             file = self._described(caller, form, file_id, name, now_s)
+            await self._in_thread(writer.commit)
         except BaseException:
-            await asyncio.shield(asyncio.to_thread(writer.abandon))
+            await asyncio.shield(self._in_thread(writer.abandon))
             raise
-        await asyncio.to_thread(writer.commit)
         try:
             await asyncio.to_thread(self._book.add, file, self._config.max_tenant_bytes)
         except TenantFullError:
-            await asyncio.to_thread(self._files.delete, name)
+            await self._in_thread(self._files.delete, name)
             message = f"your files would take more than {self._config.max_tenant_bytes} bytes: delete some"
             raise ApiError(413, "storage_limit_exceeded", message, param="file") from None
         return file
@@ -93,8 +107,7 @@ class FilesApi:
         if purpose is None:
             raise ApiError(400, "missing_required_parameter", "the form needs a `purpose`", param="purpose")
         if purpose not in PURPOSES:
-            message = f"unknown purpose {purpose[:64]!r}; use one of {', '.join(PURPOSES)}"
-            raise ApiError(400, "invalid_value", message, param="purpose")
+            raise _unknown_purpose(purpose, PURPOSES)
         if form.file_bytes == 0:
             raise ApiError(400, "empty_file", "the file is empty", param="file")
         prefix = "expires_after["
@@ -107,6 +120,7 @@ class FilesApi:
         return StoredFile(file_id, caller.tenant, purpose, filename, name, form.file_bytes, now_s, expires_at_s)
 
     async def _get(self, caller: Caller, file_id: str) -> StoredFile:
+        _require_id(file_id)
         file = await asyncio.to_thread(self._book.get, caller.tenant, file_id, time.time())
         if file is None:
             raise no_such_file(file_id)
@@ -118,6 +132,9 @@ class FilesApi:
         order = query.get("order", "desc")
         if order not in ("asc", "desc"):
             raise ApiError(400, "invalid_value", f"order must be asc or desc, not {order[:20]!r}", param="order")
+        purpose = query.get("purpose")
+        if purpose is not None and purpose not in (*PURPOSES, OUTPUT_PURPOSE):
+            raise _unknown_purpose(purpose, (*PURPOSES, OUTPUT_PURPOSE))
         found = await asyncio.to_thread(
             self._book.page,
             caller.tenant,
@@ -125,20 +142,21 @@ class FilesApi:
             after=after_of(query, FILE_KIND),
             limit=limit + 1,
             newest_first=order == "desc",
-            purpose=query.get("purpose"),
+            purpose=purpose,
         )
         return page([file_object(file) for file in found], limit)
 
     async def _delete(self, caller: Caller, file_id: str) -> None:
+        _require_id(file_id)
         if not await asyncio.to_thread(self._book.delete, caller.tenant, file_id, time.time()):
             raise no_such_file(file_id)
 
     async def _content(self, file: StoredFile, asked: bytes | None, send: Send) -> None:
         span = _span(asked, file.size_bytes)
         first, end = span or (0, file.size_bytes)
-        source = await asyncio.to_thread(self._files.open, file.object_name)
+        source = await self._in_thread(self._files.open, file.object_name)
         try:
-            await asyncio.to_thread(source.seek, first)
+            await self._in_thread(source.seek, first)
             headers = [
                 (b"content-type", b"application/octet-stream"),
                 (b"content-length", str(end - first).encode()),
@@ -150,12 +168,12 @@ class FilesApi:
             await send({"type": "http.response.start", "status": 206 if span else 200, "headers": headers})
             await self._stream(source, file, first, end, send)
         finally:
-            await asyncio.shield(asyncio.to_thread(source.close))
+            await asyncio.shield(self._in_thread(source.close))
 
     async def _stream(self, source: Any, file: StoredFile, first: int, end: int, send: Send) -> None:
         while first < end:
             try:
-                data = await asyncio.to_thread(source.read, min(CHUNK_BYTES, end - first))
+                data = await self._in_thread(source.read, min(CHUNK_BYTES, end - first))
             except OSError as error:
                 # Too late for another answer: the connection breaks, and the client sees that bytes are missing.
                 raise RuntimeError(f"reading {file.object_name} failed half way") from error
@@ -185,18 +203,30 @@ def no_such_file(file_id: str, param: str = "id") -> ApiError:
     return ApiError(404, "file_not_found", f"No such File object: {file_id[:64]}", param=param)
 
 
+def _require_id(file_id: str) -> None:
+    """What cannot be an id is not looked up: a database may not even take its text."""
+    if not is_id(FILE_KIND, file_id):
+        raise no_such_file(file_id)
+
+
+def _unknown_purpose(purpose: str, known: tuple[str, ...]) -> ApiError:
+    message = f"unknown purpose {purpose[:64]!r}; use one of {', '.join(known)}"
+    return ApiError(400, "invalid_value", message, param="purpose")
+
+
 def _span(asked: bytes | None, size_bytes: int) -> tuple[int, int] | None:
     """First byte and end of a `Range`; None: the whole file. Several ranges at once get the whole, as HTTP allows."""
     found = _RANGE.fullmatch((asked or b"").decode("latin-1").strip())
     if found is None or found.groups() == ("", ""):
         return None
     first, last = found.groups()
-    if first == "":
-        return max(0, size_bytes - int(last)), size_bytes
-    end = min(size_bytes, int(last) + 1) if last else size_bytes
-    if int(first) >= end:
+    if first == "":  # the last bytes, so many
+        begin, end = max(0, size_bytes - int(last)), size_bytes
+    else:
+        begin, end = int(first), min(size_bytes, int(last) + 1) if last else size_bytes
+    if begin >= end:
         raise ApiError(416, "invalid_range", f"the file has {size_bytes} bytes")
-    return int(first), end
+    return begin, end
 
 
 async def _send(send: Send, body: dict[str, Any]) -> None:

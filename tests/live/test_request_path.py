@@ -85,7 +85,8 @@ async def test_metrics_show_what_happened(stack: Stack) -> None:
     await stream_words(client(stack), 5)
 
     def page() -> str:
-        return httpx.get(f"{stack.base_url}/metrics", timeout=10).text
+        key = {"Authorization": f"Bearer {stack.started.api_key}"}
+        return httpx.get(f"{stack.base_url}/metrics", headers=key, timeout=10).text
 
     for metric in ("requests_total", "tokens_total", "ttft_seconds", "itl_seconds", "queue_wait_seconds",
                    "queue_depth", "service", "replicas", "cold_start_seconds"):  # fmt: skip

@@ -13,14 +13,17 @@ from rich.console import Console
 from batch_jobs.errors import JobRefused
 from batch_jobs.job import Job
 from batch_jobs.output.parts import Totals
+from batch_jobs.plan import make_plan
+from batch_jobs.storage import Storage
 from batch_jobs.work import billing
-from batch_jobs.work.billing import Bill, Billing
+from batch_jobs.work.billing import Bill, Billing, Span, billing_of
 from batch_jobs.work.ledger_actor import LedgerActor
 from cluster.scheduling import ServiceWeights
 from cluster.state import Period, Store
 from tests.support.offline_jobs import request, write_config, write_jsonl
 from tests.unit.batch_jobs.test_job import finish
 from tests.unit.batch_jobs.test_ledger_actor import PART, actor_in, one_row_staged, stats
+from tests.unit.state.records import record
 
 
 def billing_in(folder: Path) -> Billing:
@@ -49,6 +52,35 @@ async def test_a_published_part_and_its_engine_are_on_the_bill(tmp_path: Path) -
     assert len(store.usage()) == 1
     (line,) = store.usage_lines(Period(), ServiceWeights())
     assert line.tenant == "team-a" and line.usd > 0
+
+
+async def test_lives_alone_are_the_first_pools_at_their_own_price(tmp_path: Path) -> None:
+    """Whoever bills the tokens from the output names that pool, and pays for all engines."""
+    settings = replace(billing_in(tmp_path), tenant=None)
+    bill = Bill(settings)
+    bill.book("part-e-00000.jsonl", Totals(rows=3, output_tokens=9), "q")
+    spans = [Span("e1", "p", 0.0, 100.0), Span("e2", "q", 0.0, 100.0)]
+    assert await bill.settle(spans, 1) is None
+    store = Store(settings.state_url)
+    assert store.usage() == [] and store.tenants() == {}
+    (life,) = store.replica_seconds()
+    assert (life["deployment"], life["seconds"]) == ("p", 200.0)
+    assert life["usd"] == pytest.approx(0.1 + 0.2)
+    store.add_usage([record(1, tenant="t", deployment="p", finished_at_s=50.0)])
+    (line,) = store.usage_lines(Period(), ServiceWeights())
+    assert (line.tenant, line.usd, line.replica_seconds) == ("t", pytest.approx(0.3), pytest.approx(200.0))
+
+
+def test_what_a_job_books(tmp_path: Path) -> None:
+    """Nothing; the lives of its engines; or those and its rows."""
+    plan = make_plan(str(write_config(tmp_path)), None)
+    storage = Storage(str(tmp_path / "out"))
+    booked = [
+        billing_of(request(tmp_path, tmp_path / "in", **options), plan, storage, "run")
+        for options in ({}, {"book_lives": True}, {"tenant": "team-a"}, {"tenant": "team-a", "book_lives": True})
+    ]
+    assert booked[0] is None and [b and b.tenant for b in booked[1:]] == [None, "team-a", "team-a"]
+    assert booked[1] is not None and booked[1].deployment_of("batch") == "batch"
 
 
 async def test_while_the_store_is_away_the_bill_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -98,6 +130,11 @@ def test_nobody_is_billed_unless_named(tmp_path: Path) -> None:
     assert run_job(tmp_path) == 0
     assert not list(tmp_path.glob("**/state.db"))
     assert actor_in(tmp_path / "other")._bill is None
+
+
+def test_where_only_lives_are_booked_no_rows_are(tmp_path: Path) -> None:
+    assert run_job(tmp_path, book_lives=True) == 0
+    assert not list(tmp_path.glob("**/state.db")), "no engine lived in this run, so there was nothing to write"
 
 
 def test_what_is_no_tenant_is_refused(tmp_path: Path) -> None:

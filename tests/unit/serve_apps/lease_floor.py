@@ -33,6 +33,7 @@ class Floor:
     """Clients `gw-0`, `gw-1`, ... of one dispatcher."""
 
     def __init__(self, folder: Path, gateways: int, **sections: Any) -> None:
+        self.folder = folder
         self.config = configuration(folder, **sections)
         store = Store(self.config["state"]["url"])
         store.create()

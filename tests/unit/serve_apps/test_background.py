@@ -13,6 +13,7 @@ import pytest
 from openai.types.chat import ChatCompletion
 from openai.types.responses import Response
 from sqlalchemy.exc import OperationalError
+from yarl import URL
 
 from cluster.scheduling import Refusal
 from cluster.state import UsageRecord
@@ -163,6 +164,39 @@ async def test_what_is_not_accepted(tmp_path: Path, path: str, more: dict[str, A
         status, error = await call(gateway, "POST", path, {**BODIES[path], **more})
         assert (status, error["error"]["param"]) == (400, param)
         assert DeferredStore(gateway.store).claim_background("test", 1e10, 1e9, 100, 100) == []
+
+
+async def test_a_tenant_has_so_many_of_them(tmp_path: Path) -> None:
+    async with porch(tmp_path, batches={"max_background": 2}) as gateway:
+        begun = [(await call(gateway, "POST", path, BODIES[path]))[1] for path in (CHAT, RESPONSES)]
+        with pytest.raises(openai.RateLimitError, match="2 unfinished background requests") as refused:
+            await gateway.openai("a").responses.create(model="m", input="x", background=True)
+        assert refused.value.code == "too_many_background_requests" and refused.value.response.headers["retry-after"]
+        assert (await call(gateway, "POST", CHAT, BODIES[CHAT], tenant="b"))[0] == 202
+        await call(gateway, "POST", f"{CHAT}/{begun[0]['id']}/cancel")
+        assert (await call(gateway, "POST", CHAT, BODIES[CHAT]))[0] == 202
+
+
+@pytest.mark.parametrize("path", BODIES)
+async def test_large_ones_are_for_batches(tmp_path: Path, path: str) -> None:
+    async with porch(tmp_path, batches={"max_background_bytes": 500}) as gateway:
+        status, error = await call(gateway, "POST", path, {**BODIES[path], "user": "x" * 500})
+        assert (status, error["error"]["code"]) == (413, "request_too_large")
+        assert (await call(gateway, "POST", path, BODIES[path]))[0] in (200, 202)
+
+
+@pytest.mark.parametrize("path", BODIES)
+@pytest.mark.parametrize("id", ["%00", "resp_%00", "resp_1", "file-" + "0" * 32])
+async def test_what_is_no_id_is_unknown_and_not_looked_up(
+    tmp_path: Path, path: str, id: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with porch(tmp_path) as gateway:
+        for name in ("get_background", "cancel_background", "delete_background"):
+            monkeypatch.setattr(gateway.gateway._background._rows, name, lambda *_: 1 / 0)
+        for method, suffix in (("GET", ""), ("DELETE", ""), ("POST", "/cancel")):
+            url = URL(f"{path}/{id}{suffix}", encoded=True)
+            async with gateway.http("a") as http, http.request(method, url) as answer:
+                assert answer.status == 404
 
 
 async def test_other_paths_have_no_background(tmp_path: Path) -> None:

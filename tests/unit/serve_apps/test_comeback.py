@@ -12,8 +12,10 @@ import pytest
 
 from cluster.scheduling import TokenUsage
 from serve_apps.comeback import Comeback
-from serve_apps.leases import LeaseClient
-from serve_apps.messages import Grant, Memory
+from serve_apps.leases import LeaseClient, RefusedError
+from serve_apps.messages import Grant, Hello, Memory
+from serve_apps.replica_book import ReplicaBook
+from tests.unit.serve_apps.harness import configuration
 from tests.unit.serve_apps.lease_floor import Floor
 from tests.unit.serve_apps.servers import eventually
 
@@ -176,3 +178,62 @@ def test_a_gateway_that_leaves_is_not_missed() -> None:
     comeback.hello("a", ("a", "b"))
     comeback.goodbye("b")
     assert comeback.is_over(100.1)
+
+
+def with_offline(floor: Floor) -> dict[str, Any]:
+    return configuration(floor.folder, deployment={"serves": ["online", "offline"], "max_running": 2})
+
+
+async def test_the_latest_configuration_outlives_a_kill(tmp_path: Path) -> None:
+    """Ray starts the actor with the configuration with which it was created."""
+    async with opened(tmp_path) as floor:
+        await floor.handle.configure.remote(with_offline(floor))
+        assert [r.max_running for r in floor.queue.replicas()] == [2]
+        client = floor.clients[0]
+        await eventually(lambda: all(c._memory and c._memory.configured_at_s > 0 for c in floor.clients))
+        await floor.restart()
+        assert (await floor.run(client, tier="offline")).lease.replica_id == "r0"
+        assert [r.max_running for r in floor.queue.replicas()] == [2]
+        await eventually(lambda: bool(client._memory and client._memory.life == floor.dispatcher._life))
+        await floor.restart()  # and a second one
+        await floor.run(client, tier="offline")
+
+
+async def test_an_older_configuration_changes_nothing(tmp_path: Path) -> None:
+    async with opened(tmp_path) as floor:
+        dispatcher = floor.dispatcher
+        await dispatcher.configure(with_offline(floor))
+        memory = dispatcher._memory
+        assert memory.config == with_offline(floor)
+        for config, at_s in ((floor.config, memory.configured_at_s - 1), ({"models": "?"}, memory.configured_at_s + 1)):
+            old = Memory("before", frozenset(), memory.counters, config, at_s)
+            await dispatcher.hello(Hello("gw-9", memory=old))
+            assert dispatcher._configured == memory.config
+
+
+async def test_a_configuration_holds_although_the_store_is_away(tmp_path: Path) -> None:
+    async with opened(tmp_path) as floor:
+
+        def away() -> Any:
+            raise OSError("away")
+
+        floor.dispatcher._store.tenants = away  # type: ignore[method-assign]
+        refused = await asyncio.gather(floor.run(floor.clients[0], tier="offline"), return_exceptions=True)
+        assert isinstance(refused[0], RefusedError)
+        before = await floor.dispatcher.desired_replicas("d", 1), floor.dispatcher._scalers["d"]
+        await floor.dispatcher.configure(with_offline(floor))
+        await floor.run(floor.clients[0], tier="offline")
+        assert await floor.dispatcher.desired_replicas("d", 1) == before[0]
+        assert floor.dispatcher._scalers["d"] is not before[1], "other slots: other bounds"
+        kept = floor.dispatcher._scalers["d"]
+        await floor.dispatcher.configure(with_offline(floor))
+        await floor.dispatcher.desired_replicas("d", 1)
+        assert floor.dispatcher._scalers["d"] is kept, "it remembers what was needed lately"
+
+
+def test_a_dispatcher_that_was_late_calls_no_replica_unseen() -> None:
+    book = ReplicaBook()
+    assert not book.unseen(["r"], 100.0)
+    book.excuse(50.0)
+    assert not book.unseen(["r"], 151.0)
+    assert book.unseen(["r"], 157.0) == {"r"}

@@ -10,6 +10,7 @@ import openai
 import orjson
 import pytest
 
+from serve_apps.gateway.errors import ApiError
 from tests.unit.serve_apps.conftest import MakeHouse
 from tests.unit.serve_apps.harness import CHAT, House, chat
 from tests.unit.serve_apps.odd_engine import OddEngine
@@ -26,6 +27,11 @@ async def send(
         body = orjson.loads(await answer.read())
     assert body.keys() == {"error"} and body["error"].keys() == FIELDS and body["error"]["message"]
     return answer.status, body["error"]
+
+
+@pytest.mark.parametrize("status", [400, 401, 404, 405, 409, 413, 416, 422])
+def test_what_the_client_did_wrong_is_an_invalid_request(status: int) -> None:
+    assert ApiError(status, "code", "message").fields()["type"] == "invalid_request_error"
 
 
 @pytest.mark.parametrize(

@@ -7,12 +7,15 @@ import threading
 from pathlib import Path
 
 import pytest
+from sqlalchemy import event
 from sqlalchemy.exc import OperationalError
 
 from cluster.state import KeyInfo, Store
+from cluster.state.tables import TenantRow
 from serve_apps.gateway import auth
 from serve_apps.gateway.auth import KeyRing
 from serve_apps.gateway.errors import ApiError
+from tests.unit.serve_apps.servers import eventually
 
 
 class CountingStore(Store):
@@ -169,12 +172,12 @@ async def test_a_flood_of_guesses_is_bounded_and_harms_nobody_who_is_known(
     await ring.caller(bearer)
     store.gate.clear()
     flood = [asyncio.create_task(guess(ring, number)) for number in range(100)]
+    await eventually(lambda: store.lookups == 1 + auth.STRANGERS_AT_ONCE)
     await asyncio.sleep(0.05)
     assert store.lookups == 1 + auth.STRANGERS_AT_ONCE
     clock.now_s += auth.TRUSTED_S + 0.1
     known = asyncio.create_task(ring.caller(bearer))  # needs the store, and does not queue behind the strangers
-    await asyncio.sleep(0.05)
-    assert store.lookups == 2 + auth.STRANGERS_AT_ONCE
+    await eventually(lambda: store.lookups == 2 + auth.STRANGERS_AT_ONCE)
     store.gate.set()
     assert (await known).tenant == "t"
     statuses = await asyncio.gather(*flood)
@@ -188,6 +191,22 @@ async def test_headers_without_a_key(store: CountingStore, header: bytes | None)
         await KeyRing(store).caller(header)
     assert (caught.value.status, caught.value.code) == (401, "invalid_api_key")
     assert (b"www-authenticate", b"Bearer") in caught.value.headers and store.lookups == 0
+
+
+async def test_a_look_up_reads_one_tenant(store: CountingStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    store.add_tenants({f"t{number}": {} for number in range(20)})
+    _, key = store.create_key("t")
+    read: list[str] = []
+
+    def note(row: TenantRow, _: object) -> None:
+        read.append(row.name)
+
+    event.listen(TenantRow, "load", note)
+    try:
+        await KeyRing(store).caller(f"Bearer {key}".encode())
+    finally:
+        event.remove(TenantRow, "load", note)
+    assert read == ["t"]
 
 
 async def test_a_callers_tier_is_the_tenants(store: CountingStore) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,6 +17,7 @@ from serve_apps.leases import LeaseClient, RefusedError
 from serve_apps.messages import Answers, Grant, Hello, ReplicaReport
 from tests.unit.serve_apps.adapter import Handle
 from tests.unit.serve_apps.harness import configuration
+from tests.unit.serve_apps.lease_floor import Floor
 from tests.unit.serve_apps.servers import eventually
 
 
@@ -120,3 +122,53 @@ async def test_a_hello_ends_the_polls_before_it(client: LeaseClient) -> None:
     async with asyncio.timeout(1):
         assert not await before
         assert [g.lease.ticket for g in (await dispatcher.next_answers("gw-2", 1)).grants] == [waiting]
+
+
+async def test_what_was_never_sent_is_asked_for_and_not_brought_back(tmp_path: Path) -> None:
+    """Limits hold for requests that come while the dispatcher is away; those that waited before keep their place."""
+    tenants = {"a": {}, "strict": {"limits": {"requests_per_minute": 2}}}
+    async with Floor(tmp_path, 1, tenants=tenants, deployment={"max_running": 1}).open() as floor:
+        await floor.replica("r0")
+        (client,) = floor.clients
+        await floor.acquire(client)
+        before = asyncio.create_task(floor.acquire(client))
+        await eventually(lambda: floor.queue.waiting("online") == 1)
+        floor.handle.kill()
+        await eventually(lambda: not client._in_touch.is_set())
+        tasks = [asyncio.create_task(floor.acquire(client, "strict")) for _ in range(5)]
+        await asyncio.sleep(0.3)
+        await floor.restart()
+        await eventually(lambda: sum(task.done() for task in tasks) == 3)
+        refused = [task.exception() for task in tasks if task.done()]
+        assert all(isinstance(e, RefusedError) and e.refusal.code == "rate_limit_exceeded" for e in refused)
+        await eventually(floor.in_step)
+        assert floor.queue.waiting("online") == 3
+        for task in (before, *tasks):
+            task.cancel()
+        await asyncio.gather(before, *tasks, return_exceptions=True)
+
+
+async def test_a_message_that_was_not_looked_at_is_sent_again(client: LeaseClient) -> None:
+    dispatcher: Dispatcher = client._dispatcher.actor.instance
+    await eventually(lambda: "gw" in dispatcher._office.gateways)
+    await dispatcher.goodbye("gw")
+    restored: list[Ticket] = []
+    restore = dispatcher._queue.restore
+
+    def spy(waiting: Any, *args: Any) -> Any:
+        restored.extend(waiting)
+        return restore(waiting, *args)
+
+    dispatcher._queue.restore = spy  # type: ignore[method-assign, assignment]
+    task = asyncio.create_task(client.acquire(ticket("t1"), nothing, 5))
+    await eventually(lambda: dispatcher._queue.waiting(RequestClass.ONLINE) == 1)
+    assert not restored, "a submit, with all its limits"
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+
+async def test_a_waiting_request_of_a_class_that_is_gone_is_told(client: LeaseClient) -> None:
+    dispatcher: Dispatcher = client._dispatcher.actor.instance
+    lost = Ticket("t1", "gw-2", "t", RequestClass.OFFLINE, 1, 1, time.time())
+    answers = await dispatcher.hello(Hello("gw-2", [lost]))
+    assert [r.code for r in answers.refusals] == ["class_not_served"]

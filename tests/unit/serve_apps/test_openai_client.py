@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import aiohttp
 import pytest
-from openai import AsyncOpenAI
 
+from tests.unit.serve_apps.conftest import MakeHouse
 from tests.unit.serve_apps.harness import House
 
 HELLO = [{"role": "user", "content": "hello there, how are you?"}]
@@ -68,9 +69,21 @@ async def test_several_choices_arrive_whole(house: House, choices: int) -> None:
     assert texts == [" w0 w1 w2 w3"] * choices
 
 
-async def test_pages_without_a_key(house: House) -> None:
-    nobody = AsyncOpenAI(base_url=house.url, api_key="x")
-    for path, text in (("/health", '{"status":"ok"}'), ("/metrics", "ray_tribes_up 1\n")):
-        answer = await nobody._client.get(house.url + path)
-        assert (answer.status_code, answer.text) == (200, text)
-    await nobody.close()
+async def page(url: str, key: str | None = None) -> tuple[int, str]:
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
+    async with aiohttp.ClientSession(headers=headers) as http, http.get(url) as answer:
+        return answer.status, await answer.text()
+
+
+async def test_health_needs_no_key_and_metrics_do(house: House) -> None:
+    """Metrics name every tenant and what it uses."""
+    assert await page(f"{house.url}/health") == (200, '{"status":"ok"}')
+    for key in (None, "sk-guessed"):
+        status, text = await page(f"{house.url}/metrics", key)
+        assert status == 401 and "ray_tribes" not in text
+    assert await page(f"{house.url}/metrics", house.keys["default"]) == (200, "ray_tribes_up 1\n")
+
+
+async def test_metrics_for_everybody_where_the_configuration_says_so(make_house: MakeHouse) -> None:
+    house = await make_house(replicas=0, gateway={"metrics_without_key": True})
+    assert await page(f"{house.url}/metrics") == (200, "ray_tribes_up 1\n")

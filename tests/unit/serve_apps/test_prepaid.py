@@ -11,9 +11,11 @@ from typing import Any
 
 import pytest
 
-from cluster.scheduling import TokenUsage
+from cluster.scheduling import ClassPolicy, Replica, RequestQueue, TokenUsage
+from cluster.vocabulary import RequestClass
 from serve_apps.leases import RefusedError
 from serve_apps.messages import Answers, PrepaidGrant
+from serve_apps.prepaid_desk import PrepaidDesk
 from serve_apps.prepaid_pool import PrepaidPool
 from tests.unit.serve_apps.lease_floor import Floor, held, nothing
 from tests.unit.serve_apps.servers import eventually
@@ -294,3 +296,55 @@ class TestPool:
             pool.remember(self.ticket(session=f"s{number}"), "elsewhere")
         assert pool.take(self.ticket(session="s2")) is None
         assert pool.take(self.ticket(session="s0")) is not None
+
+
+async def test_only_on_replicas_for_what_the_gateway_starts(tmp_path: Path) -> None:
+    other = {"model": "m", "serves": ["semi_online"], "engine": {"kind": "vllm"}, "max_running": SLOTS}
+    d = {"model": "m", "serves": ["online"], "engine": {"kind": "vllm"}, "max_running": SLOTS}
+    async with Floor(tmp_path, 1, deployments={"d": d, "o": other}, tenants=TENANTS).open() as floor:
+        await floor.replica("r0")
+        await floor.replica("o0", deployment="o")
+        (client,) = floor.clients
+        for _ in range(20):
+            await asyncio.gather(*(floor.run(client) for _ in range(8)))
+        await eventually(lambda: len(client._pool) > 4)
+        assert len(client._pool) <= SLOTS - SLOTS // 4, "the reserve is one of the replicas that it can use"
+        assert {p.replica_id for p in client._pool.held_by("")} == {"r0"}
+        await floor.run(client, tier="semi_online")
+        await eventually(lambda: any(p.replica_id == "o0" for p in floor.queue.prepaid_of("gw-0")))
+
+
+async def test_what_it_starts_no_more_of_is_given_back(tmp_path: Path) -> None:
+    queue = RequestQueue({c: ClassPolicy(9, 9) for c in RequestClass})
+    queue.put_replica(Replica("on", "d", (RequestClass.ONLINE,), 8), 0.0)
+    queue.put_replica(Replica("off", "d", (RequestClass.OFFLINE,), 8), 0.0)
+    desk = PrepaidDesk(queue)
+    desk.started("gw", [RequestClass.OFFLINE] * 20, 0.0)
+    desk.retarget(0.0)
+    given = desk.refill("gw", 0.0)
+    assert len(given) >= 2 and {p.replica_id for p in given} == {"off"}
+    desk.started("gw", [RequestClass.ONLINE], 6.0)
+    assert desk.retarget(6.0) == {"gw": [p.lease_id for p in given]}
+    assert {p.replica_id for p in desk.refill("gw", 6.0)} == {"on"}
+
+
+async def test_a_hello_leaves_nothing_on_a_replica_that_drains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("serve_apps.prepaid_desk._Account.wish", lambda *_: 6)
+    monkeypatch.setattr("serve_apps.prepaid_desk.IDLE_S", 100.0)
+    async with opened(tmp_path) as floor:
+        await floor.replica("r1")
+        (client,) = floor.clients
+        await floor.prepaid(client, at_least=6)
+
+        def on_r0() -> int:
+            return sum(p.replica_id == "r0" for p in client._pool.held_by(""))
+
+        assert on_r0()
+        pool, client._pool = client._pool, PrepaidPool()  # the recall does not reach what it holds
+        await floor.replica("r0", state="draining")
+        await asyncio.sleep(0.3)
+        client._pool = pool
+        floor.handle.lose_answers("exchange")
+        client._out.progress["unknown"] = 1
+        client._tell()
+        await eventually(lambda: not on_r0() and floor.in_step())

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from cluster.scheduling import ClassPolicy, RequestQueue, Ticket
+from cluster.scheduling import ClassPolicy, RequestQueue, ServiceWeights, Ticket
 from cluster.state import Spent
 from cluster.vocabulary import RequestClass
 from serve_apps.leases import RefusedError
 from serve_apps.tenant_feed import TenantFeed
 from tests.unit.serve_apps.lease_floor import Floor
 from tests.unit.serve_apps.servers import eventually
+
+WEIGHTS = ServiceWeights(3.0, 7.0)
 
 
 class Shelf:
@@ -29,15 +32,15 @@ class Shelf:
     def tenants(self) -> dict[str, Any]:
         return self.stored
 
-    def spent_today(self, now_s: float) -> dict[str, Spent]:
-        assert abs(now_s - time.time()) < 60
+    def spent_today(self, now_s: float, weights: ServiceWeights) -> dict[str, Spent]:
+        assert abs(now_s - time.time()) < 60 and weights == WEIGHTS
         self.asked += 1
         return self.spent
 
 
 def feed_of(shelf: Shelf) -> tuple[TenantFeed, RequestQueue]:
     queue = RequestQueue({RequestClass.ONLINE: ClassPolicy(100, 60)})
-    return TenantFeed(shelf, queue), queue  # type: ignore[arg-type]
+    return TenantFeed(shelf, queue, WEIGHTS), queue  # type: ignore[arg-type]
 
 
 def ticket(tenant: str) -> Ticket:
@@ -116,3 +119,54 @@ async def test_a_ticket_that_has_to_make_room_is_refused(tmp_path: Path) -> None
         assert isinstance(error, RefusedError) and error.refusal.retry_after_s
         first.release(running.lease.lease_id, None)
         assert (await online).lease.ticket.tenant == "b"
+
+
+async def test_one_bad_row_costs_nobody_else_anything() -> None:
+    shelf = Shelf(bad={"weight": 0, "limits": {"max_queued": 1}}, worse={"limits": {"no_such": 1}}, good={"weight": 2})
+    feed, queue = feed_of(shelf)
+    await feed.refresh()
+    assert queue._policies.keys() == {"good"} and feed.limited == frozenset()
+    shelf.stored["bad"] = {"limits": {"max_queued": 1}}
+    await feed.refresh()
+    assert feed.limited == {"bad"}
+
+
+@pytest.mark.parametrize("hangs", [True, False])
+def test_a_store_that_is_away_at_first_delays_the_start_by_little(hangs: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("serve_apps.tenant_feed.FIRST_READ_S", 0.1)
+    over = threading.Event()
+    feed, _ = feed_of(shelf := Shelf(a={"limits": {"max_queued": 1}}))
+
+    def away() -> dict[str, Any]:
+        if hangs:
+            over.wait(10)
+        raise OSError("away")
+
+    monkeypatch.setattr(shelf, "tenants", away)
+    began_s = time.monotonic()
+    feed.read_now()
+    assert time.monotonic() - began_s < 5 and feed.limited is None, "not known: each request is decided centrally"
+    over.set()
+    monkeypatch.undo()
+    feed.read_now()
+    assert feed.limited == {"a"}
+
+
+async def test_no_prepaid_lease_is_used_before_limits_are_known(tmp_path: Path) -> None:
+    floor = Floor(tmp_path, 1, tenants={"small": {"limits": {"requests_per_minute": 500}}})
+    floor.dispatcher._office.limited = floor.dispatcher._feed.limited = None
+    floor.dispatcher._feed._known.clear()
+    floor.dispatcher._store.tenants = away  # type: ignore[method-assign]
+    async with floor.open():
+        await floor.replica("r0")
+        (client,) = floor.clients
+        for _ in range(5):
+            await floor.run(client, "small")
+        await eventually(lambda: len(client._pool) > 0)
+        calls = floor.calls()
+        await floor.run(client, "small")
+        assert floor.calls() > calls
+
+
+def away() -> dict[str, Any]:
+    raise OSError("away")

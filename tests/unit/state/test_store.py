@@ -7,6 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from sqlalchemy import text
+from sqlalchemy.exc import SQLAlchemyError
 
 from cluster.scheduling import ServiceWeights
 from cluster.state import KeyNotFoundError, Store, hash_key, tenant_costs
@@ -38,6 +40,18 @@ def test_configured_tenants_do_not_overwrite_changed_ones(store: Store) -> None:
     store.put_tenant("a", {"weight": 5})
     store.add_tenants({"a": {"weight": 1}, "b": {}})
     assert store.tenants() == {"a": {"weight": 5}, "b": {}}
+
+
+def test_the_policy_of_one_tenant(store: Store) -> None:
+    store.add_tenants({"a": {"weight": 2}, "b": {}})
+    assert store.tenant_policy("a") == {"weight": 2} and store.tenant_policy("b") == store.tenant_policy("c") == {}
+
+
+def test_errors_of_the_database_tell_no_parameters(store: Store) -> None:
+    """Bodies of requests are parameters, and errors are logged."""
+    with pytest.raises(SQLAlchemyError) as caught, store.engine.begin() as connection:
+        connection.execute(text("SELECT * FROM no_such_table WHERE body = :body"), {"body": "my secret prompt"})
+    assert "no_such_table" in str(caught.value) and "secret" not in str(caught.value)
 
 
 def test_usage_is_written_once_and_summed_exactly(store: Store) -> None:
