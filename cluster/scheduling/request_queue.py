@@ -4,7 +4,7 @@ Composes the policies: admission limits, class order, token-fair tree per class,
 dispatcher and the simulator drive the same object; every call takes the time, nothing sleeps, nothing does I/O, one
 caller at a time. A decision costs O(log n), amortised, in tenants, waiting tickets and replicas.
 
-Owns: who waits, and the order of events between the policies.
+Owns: the order of events between the policies.
 Must not know: Ray, HTTP, engines, the configuration file.
 """
 
@@ -35,6 +35,7 @@ from cluster.scheduling.types import (
     Ticket,
     TokenUsage,
 )
+from cluster.scheduling.waiting_room import WaitingRoom
 from cluster.vocabulary import RequestClass
 
 KEEPS_PLACE_S = 15.0
@@ -75,8 +76,7 @@ class RequestQueue:
             predictor or OutputPredictor(),
             lease_prefix,
         )
-        self._waiting: dict[str, Waiting] = {}
-        self._shed: list[tuple[Ticket, Refusal]] = []
+        self._waiting = WaitingRoom(self._lines, self._admission, self._locality)
         self._policies: dict[str, TenantPolicy] = {}
         self._aside: set[ClassLine] = set()
         """Lines in which the present or the latest grant has set tickets aside."""
@@ -146,44 +146,25 @@ class RequestQueue:
         refusal = self._admission.check(ticket, must_wait, now_s)
         service = self._desk.predicted_service(ticket)
         if refusal is None and must_wait:
-            refusal = self._make_room(line, ticket, service, now_s)
+            refusal = self._waiting.make_room(line, ticket, service, now_s)
         if refusal is not None:
             return refusal
         self._admission.enqueued(ticket, now_s)
-        self._enqueue(line, ticket, service)
+        self._waiting.enter(line, ticket, service)
         self._demand.arrived(ticket.request_class, service, now_s)
         return None
 
     def take_shed(self) -> list[tuple[Ticket, Refusal]]:
         """Waiting tickets that had to make room since the last call."""
-        shed, self._shed = self._shed, []
-        return shed
+        return self._waiting.take_shed()
 
     def cancel(self, ticket_id: str, now_s: float) -> bool:
         """Take a waiting ticket out; False when it does not wait (any more). Rate limits get back what it took."""
-        return self._withdraw(ticket_id, now_s, refund=True)
-
-    def _withdraw(self, ticket_id: str, now_s: float, refund: bool) -> bool:
-        waiting = self._waiting.get(ticket_id)
-        if waiting is None:
-            return False
-        line = self._lines.of(waiting.ticket.request_class)
-        self._take_out(line, waiting)
-        line.flows.left(waiting.flow)
-        self._admission.left(waiting.ticket)
-        if refund and waiting.paid:
-            self._admission.refund(waiting.ticket, now_s)
-        return True
+        return self._waiting.withdraw(ticket_id, now_s, refund=True)
 
     def expire(self, now_s: float) -> list[tuple[Ticket, Refusal]]:
         """End tickets that waited too long; forget flows that are idle and owe nothing."""
-        refusals = []
-        for line in self._lines:
-            while (waiting := line.flows.arrivals.overdue(now_s)) is not None:
-                self.cancel(waiting.ticket.ticket_id, now_s)
-                refusals.append((waiting.ticket, self._admission.expired(waiting.ticket, now_s)))
-            line.flows.forget_idle(64)
-        return refusals
+        return self._waiting.expire(now_s)
 
     def grant(self, now_s: float, max_leases: int | None = None) -> list[Lease]:
         """Hand out every lease that can be had now (at most `max_leases`), in the order of class, fairness, arrival."""
@@ -221,7 +202,7 @@ class RequestQueue:
 
     def release_owner(self, owner: str, now_s: float) -> None:
         """A gateway is gone: its waiting tickets, its leases and its prepaid slots end."""
-        for ticket_id in [i for i, w in self._waiting.items() if w.ticket.owner == owner]:
+        for ticket_id in self._waiting.of_owner(owner):
             self.cancel(ticket_id, now_s)
         self._desk.end_all_of(owner, now_s)
 
@@ -282,7 +263,7 @@ class RequestQueue:
                 refusals.append((ticket, self._admission.unserved(ticket)))
                 continue
             self._admission.restored(ticket, now_s)
-            self._enqueue(line, ticket, self._desk.predicted_service(ticket), True, in_place)
+            self._waiting.enter(line, ticket, self._desk.predicted_service(ticket), True, in_place)
         self._desk.restore(running, prepaid, self._charged_until_s, now_s)
         return refusals
 
@@ -309,8 +290,8 @@ class RequestQueue:
             if slot.lease_id not in held:
                 self.return_prepaid(slot.lease_id, now_s)
         wanted = {ticket.ticket_id for ticket in waiting}
-        for ticket_id in [i for i, w in self._waiting.items() if w.ticket.owner == owner and i not in wanted]:
-            self._withdraw(ticket_id, now_s, refund=False)
+        for ticket_id in self._waiting.of_owner(owner, but=wanted):
+            self._waiting.withdraw(ticket_id, now_s, refund=False)
         return self.restore(waiting, running, now_s, prepaid)
 
     def configure(self, classes: Mapping[RequestClass, ClassPolicy], policy: QueuePolicy) -> None:
@@ -353,7 +334,7 @@ class RequestQueue:
 
     def tickets(self) -> list[Ticket]:
         """Everything that waits."""
-        return [waiting.ticket for waiting in self._waiting.values()]
+        return self._waiting.tickets()
 
     def leases(self) -> list[Lease]:
         return self._desk.book.leases()
@@ -377,7 +358,7 @@ class RequestQueue:
         waiting, seat = choice
         if locality is not None:
             locality.placed(waiting, seat.replica_id)
-        self._take_out(line, waiting)
+        self._waiting.take_out(line, waiting)
         if waiting.ticket.session is not None:
             self._placement.placed(waiting.ticket, seat.replica_id)
         return self._desk.begin(line, waiting, seat, now_s)
@@ -396,29 +377,3 @@ class RequestQueue:
         for line in self._aside:
             line.put_back()
         self._aside = {line for line in self._aside if line.flows.aside}
-
-    def _enqueue(
-        self, line: ClassLine, ticket: Ticket, service: float, brought_back: bool = False, in_place: bool = False
-    ) -> None:
-        waiting = self._waiting[ticket.ticket_id] = line.push(ticket, service, brought_back, in_place)
-        if self._locality is not None:
-            self._locality.came(waiting)
-
-    def _take_out(self, line: ClassLine, waiting: Waiting) -> None:
-        line.flows.take(waiting)
-        del self._waiting[waiting.ticket.ticket_id]
-        if self._locality is not None:
-            self._locality.left(waiting)
-
-    def _make_room(self, line: ClassLine, ticket: Ticket, service: float, now_s: float) -> Refusal | None:
-        """None when the ticket may wait, if need be in the place of another; else why not."""
-        full = self._lines.full_for(line, ticket, service)
-        if full is None:
-            return None
-        if full.victim is None:
-            return self._admission.queue_full(ticket, full.waiting, full.which, now_s)
-        victim = full.victim.ticket
-        refusal = self._admission.shed(victim, now_s)
-        self.cancel(victim.ticket_id, now_s)
-        self._shed.append((victim, refusal))
-        return None
