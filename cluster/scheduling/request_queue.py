@@ -14,14 +14,14 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from cluster.scheduling.admission import Admission
-from cluster.scheduling.class_lines import ClassLine, ClassLines
+from cluster.scheduling.class_lines import ClassLines
 from cluster.scheduling.class_order import class_mask
 from cluster.scheduling.demand import Demand, DemandMeter
-from cluster.scheduling.flows import Waiting
+from cluster.scheduling.granting import Granting
 from cluster.scheduling.lease_desk import LeaseDesk
 from cluster.scheduling.locality import LocalityChooser
 from cluster.scheduling.placement import SessionPlacement
-from cluster.scheduling.replica_pools import ReplicaPools, Seat
+from cluster.scheduling.replica_pools import ReplicaPools
 from cluster.scheduling.service import OutputPredictor, ServiceWeights
 from cluster.scheduling.types import (
     ClassPolicy,
@@ -78,8 +78,7 @@ class RequestQueue:
         )
         self._waiting = WaitingRoom(self._lines, self._admission, self._locality)
         self._policies: dict[str, TenantPolicy] = {}
-        self._aside: set[ClassLine] = set()
-        """Lines in which the present or the latest grant has set tickets aside."""
+        self._granting = Granting(self._lines, self._pools, self._placement, self._locality, self._waiting, self._desk)
         self._first_restored_at_s: float | None = None
         self._snapshot_version = 0
         self._charged_until_s = float("-inf")
@@ -168,25 +167,7 @@ class RequestQueue:
 
     def grant(self, now_s: float, max_leases: int | None = None) -> list[Lease]:
         """Hand out every lease that can be had now (at most `max_leases`), in the order of class, fairness, arrival."""
-        lines = self._lines
-        lines.raise_urgent(now_s)
-        ready = lines.ready_mask()
-        leases: list[Lease] = []
-        while ready and (max_leases is None or len(leases) < max_leases):
-            for index in lines.order.order(ready):
-                lease = self._grant_one(lines.all[index], now_s)
-                if lease is not None:
-                    leases.append(lease)
-                    if not lines.all[index].flows.ready or lease.ticket.tenant in lines.held:
-                        ready = lines.ready_mask()
-                    break
-            else:
-                break
-        if not ready:
-            lines.order.order(0)  # nobody waits, so nobody earns from what is charged until the next round
-        if self._aside:
-            self._put_back()
-        return leases
+        return self._granting.grant(now_s, max_leases)
 
     # --- leases ---------------------------------------------------------------------------------------------------
 
@@ -342,38 +323,3 @@ class RequestQueue:
     def counters(self) -> dict[RequestClass, dict[str, float]]:
         """Virtual token counters: weighted service per class and tenant."""
         return {line.request_class: line.flows.counters() for line in self._lines}
-
-    # --- inside ---------------------------------------------------------------------------------------------------
-
-    def _grant_one(self, line: ClassLine, now_s: float) -> Lease | None:
-        """A lease for the ticket of the class that is next, if there is a replica for it."""
-        locality = self._locality
-        while (choice := self._choose(line)) is None:
-            retry = line.flows.head()
-            if retry is None or not self._pools.free_slots(line.index):
-                return None
-            # What is free has failed this one before: it waits for another replica, but those behind it need not.
-            line.flows.set_aside(retry)
-            self._aside.add(line)
-        waiting, seat = choice
-        if locality is not None:
-            locality.placed(waiting, seat.replica_id)
-        self._waiting.take_out(line, waiting)
-        if waiting.ticket.session is not None:
-            self._placement.placed(waiting.ticket, seat.replica_id)
-        return self._desk.begin(line, waiting, seat, now_s)
-
-    def _choose(self, line: ClassLine) -> tuple[Waiting, Seat] | None:
-        """The ticket that is next and a free replica for it."""
-        if self._locality is not None:
-            return self._locality.choose(line.flows, line.index)
-        head = line.flows.head()
-        if head is None:
-            return None
-        seat = self._placement.choose(head.ticket, line.index)
-        return (head, seat) if seat is not None else None
-
-    def _put_back(self) -> None:
-        for line in self._aside:
-            line.put_back()
-        self._aside = {line for line in self._aside if line.flows.aside}
