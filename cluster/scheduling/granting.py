@@ -1,7 +1,6 @@
 """From waiting tickets and free slots to leases: which class, which ticket, which replica.
 
-Owns: the round of decisions, and retries that step aside in it. Must not know: how tickets came, limits, other policies'
-insides.
+Owns: the round of decisions, and retries that step aside in it. Must not know: how tickets came, limits.
 """
 
 from __future__ import annotations

@@ -61,6 +61,16 @@ def body_usage(body: bytes) -> TokenUsage | None:
     return read_usage(parsed.get("usage")) if isinstance(parsed, dict) else None
 
 
+def _whole_events(carry: bytes, chunk: bytes) -> tuple[bytes, bytes]:
+    """Everything up to the last complete event, and what came after it."""
+    data = carry + chunk if carry else chunk
+    end = data.rfind(_END)
+    if end < 0:
+        return b"", data
+    end += len(_END)
+    return (data, b"") if end == len(data) else (data[:end], data[end:])
+
+
 class EventStream:
     """Server-sent events from an engine to a client, whole events at a time."""
 
@@ -77,14 +87,9 @@ class EventStream:
 
     def feed(self, chunk: bytes) -> bytes:
         """Bytes in, bytes for the client out: everything up to the last complete event."""
-        data = self._carry + chunk if self._carry else chunk
-        end = data.rfind(_END)
-        if end < 0:
-            self._carry = data
+        block, self._carry = _whole_events(self._carry, chunk)
+        if not block:
             return b""
-        end += len(_END)
-        self._carry = data[end:]
-        block = data[:end] if self._carry else data
         self.output_tokens += block.count(_END)
         if not self._patched:
             block = self._patch_first(block)
@@ -126,14 +131,7 @@ class ResponseEventStream:
 
     def feed(self, chunk: bytes) -> bytes:
         """Bytes in, bytes for the client out: everything up to the last complete event."""
-        data = self._carry + chunk if self._carry else chunk
-        end = data.rfind(_END)
-        if end < 0:
-            self._carry = data
-            return b""
-        end += len(_END)
-        self._carry = data[end:]
-        block = data[:end]
+        block, self._carry = _whole_events(self._carry, chunk)
         self.output_tokens += block.count(_DELTA)
         if any(mark in block for mark in _LAST_EVENTS):
             self._read_usage(block)

@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import pytest
-from sqlalchemy import create_engine
 
-from tests.support.postgres import postgres_url, server_program
+from tests.support.postgres import emptied
 from tests.unit.serve_apps.harness import House, configuration
 from tests.unit.serve_apps.servers import Engine, scripted_engine
 
@@ -47,23 +46,10 @@ async def house(make_house: MakeHouse) -> House:
     return await make_house()
 
 
-@pytest.fixture(scope="session")
-def postgres() -> Iterator[str]:
-    if server_program("initdb") is None:
-        pytest.skip("PostgreSQL is not installed (Debian: apt-get install postgresql)")
-    with postgres_url() as url:
-        yield url
-
-
 @pytest.fixture(params=["sqlite", "postgresql"])
 def state_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """Of an empty database, once of each kind."""
     if request.param == "sqlite":
         return f"sqlite:///{tmp_path}/state.db"
     url: str = request.getfixturevalue("postgres")
-    engine = create_engine(url)
-    with engine.begin() as connection:
-        connection.exec_driver_sql("DROP SCHEMA public CASCADE")
-        connection.exec_driver_sql("CREATE SCHEMA public")
-    engine.dispose()
-    return url
+    return emptied(url)

@@ -6,18 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from sqlalchemy import create_engine
 
 from cluster.state import Store
-from tests.support.postgres import postgres_url, server_program
-
-
-@pytest.fixture(scope="session")
-def postgres() -> Iterator[str]:
-    if server_program("initdb") is None:
-        pytest.skip("PostgreSQL is not installed (Debian: apt-get install postgresql)")
-    with postgres_url() as url:
-        yield url
+from tests.support.postgres import emptied
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
@@ -26,12 +17,7 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     if request.param == "sqlite":
         return f"sqlite:///{tmp_path}/sub/state.db"
     found: str = request.getfixturevalue("postgres")
-    engine = create_engine(found)
-    with engine.begin() as connection:
-        connection.exec_driver_sql("DROP SCHEMA public CASCADE")
-        connection.exec_driver_sql("CREATE SCHEMA public")
-    engine.dispose()
-    return found
+    return emptied(found)
 
 
 @pytest.fixture
