@@ -21,6 +21,11 @@ from serve_apps.replica import EngineReplica
 
 STREAMS_PER_GATEWAY = 100_000
 """Serve's own limit must never bind: the dispatcher's bounds do."""
+ONE_LOOP = {"RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0"}
+"""By default Serve runs an application on a thread of its own and passes every message, so every token, from one event
+loop to the other. A gateway never blocks its loop, so it can live on Serve's."""
+NO_ACCESS_LOG = {"enable_access_log": False}
+"""A line in a file for each request, on the request's way. The ledger and the metrics know more."""
 OWN_DOOR = "own-door"
 DEFERRED_WORKER = "deferred-worker"
 
@@ -52,7 +57,8 @@ def _gateway(config: TribesConfig) -> Any:
         name=GATEWAY,
         num_replicas=config.gateway.replicas,
         max_ongoing_requests=STREAMS_PER_GATEWAY,
-        ray_actor_options={"num_cpus": config.gateway.cpus},
+        ray_actor_options={"num_cpus": config.gateway.cpus, "runtime_env": {"env_vars": ONE_LOOP}},
+        logging_config=NO_ACCESS_LOG,
         graceful_shutdown_timeout_s=30,
     )
 
