@@ -35,7 +35,7 @@ class PoolPlan:
 
     @property
     def engine_args(self) -> dict[str, Any]:
-        return {name.replace("-", "_"): value for name, value in self.deployment.engine.args.items()}
+        return {name.replace("-", "_"): value for name, value in self.deployment.engine_args.items()}
 
     @property
     def rows_at_once(self) -> int:

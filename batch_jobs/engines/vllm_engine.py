@@ -31,11 +31,7 @@ from vllm.v1.engine.async_llm import AsyncLLM
 
 from batch_jobs.engines.asgi_call import call
 from batch_jobs.engines.base import Ask, EngineDied, EngineLimits, EngineSettings, Reply
-from cluster.engines.arguments import merge, to_argv
-from cluster.engines.vllm import cpu_lora_problem
-
-# Nobody scrapes an engine inside a job: the job reports its own figures. Cached tokens are part of the bill.
-_DEFAULTS = {"disable-log-stats": True, "enable-prompt-tokens-details": True}
+from cluster.engines.vllm import cpu_lora_problem, job_argv
 
 
 class VllmEngine:
@@ -94,10 +90,8 @@ def server_arguments(settings: EngineSettings) -> Namespace:
 
     config = ModelConfig.model_validate(settings.model_config)
     prepared = prepare_model(settings.model, config, PathsConfig.model_validate(settings.paths), print)
-    defaults = {**_DEFAULTS, "max-model-len": config.max_model_len, "revision": prepared.revision}
-    model = {"model": str(prepared.path_or_id), "served-model-name": settings.model}
-    arguments = merge(settings.engine_args, defaults, {})
-    parsed: Namespace = _parser().parse_args(to_argv({**model, **arguments}, negated_flags=True))
+    argv = job_argv(settings.engine_args, settings.model, prepared.path_or_id, config.max_model_len, prepared.revision)
+    parsed: Namespace = _parser().parse_args(argv)
     if current_platform.is_cpu():
         problem = cpu_lora_problem(parsed.enable_lora, len(parsed.lora_modules or ()), parsed.max_loras)
         if problem is not None:

@@ -71,7 +71,7 @@ def fetch_status(base_url: str, key: str, transport: httpx.BaseTransport | None 
     with httpx.Client(base_url=base_url, timeout=STATUS_TIMEOUT_S, transport=transport) as client:
         response = client.get("/tribes/status", headers=bearer(key))
     if response.status_code != 200:
-        raise _failure(response, response.content)
+        raise failure_of(response, response.content)
     return dict(response.json())
 
 
@@ -83,7 +83,7 @@ async def stream_chat(
     answer, began_s = Answer(), time.monotonic()
     async with client.stream("POST", "/v1/chat/completions", json=payload, headers=bearer(key)) as response:
         if response.status_code != 200:
-            raise _failure(response, await response.aread())
+            raise failure_of(response, await response.aread())
         answer.request_class = response.headers.get("x-tribes-class")
         wait_ms = response.headers.get("x-tribes-queue-ms")
         answer.queue_wait_s = float(wait_ms) / 1000 if wait_ms is not None else None
@@ -149,7 +149,8 @@ def take_event(answer: Answer, event: Mapping[str, Any]) -> str:
     return piece
 
 
-def _failure(response: httpx.Response, body: bytes) -> RequestFailed:
+def failure_of(response: httpx.Response, body: bytes) -> RequestFailed:
+    """The error that a refused request deserves, with the message the API gave."""
     try:
         parsed = json.loads(body)
         message = _message(parsed["error"])

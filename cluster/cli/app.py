@@ -16,7 +16,9 @@ from cluster.cli import (
     cluster_commands,
     config_commands,
     demo_command,
+    explain_command,
     keys_commands,
+    quality_command,
     usage_command,
 )
 from cluster.cli.errors import INTERRUPTED, explained
@@ -57,4 +59,6 @@ app.add_typer(batch_commands.app, name="batch")
 app.command("usage")(usage_command.usage)
 app.command("validate")(config_commands.validate)
 app.command("schema")(config_commands.schema)
+app.command("explain")(explain_command.explain)
+app.command("quality")(quality_command.quality)
 app.command("demo")(demo_command.demo)

@@ -21,7 +21,8 @@ def validate(config: Annotated[Path, typer.Argument(help="Configuration file.")]
 
     loaded = load_config(config)
     screen = console()
-    for table in (_models(loaded), _deployments(loaded), _classes(loaded), _pools(loaded), _tenants(loaded)):
+    tables = [_models(loaded), _deployments(loaded), _classes(loaded), _pools(loaded), _tenants(loaded)]
+    for table in [*tables, *([_upstreams(loaded)] if loaded.upstreams else [])]:
         screen.print(table)
     screen.print(f"[green]valid[/green]: {loaded.name}, {loaded.source_path}", soft_wrap=True)
 
@@ -83,4 +84,16 @@ def _tenants(config: TribesConfig) -> Table:
         limits = tenant.limits.model_dump(exclude_none=True)
         shown = ", ".join(f"{key} {value}" for key, value in limits.items())
         table.add_row(name, f"{tenant.weight:g}", tenant.default_tier, shown or "none")
+    return table
+
+
+def _upstreams(config: TribesConfig) -> Table:
+    table = titled_table("Upstreams", "name", "serves", "when", "USD per Mtok", "USD a day", "tenants")
+    for name, item in config.upstreams.items():
+        for model, theirs in item.models.items():
+            when = "always: no deployment has it" if config.only_upstream(model) else item.use.replace("_", " ")
+            prices = f"{item.usd_per_mtok.input:g} in, {item.usd_per_mtok.output:g} out"
+            budget = "unlimited" if item.usd_per_day is None else f"{item.usd_per_day:g}"
+            tenants = "all" if item.tenants is None else ", ".join(item.tenants)
+            table.add_row(name, f"{model} as {theirs}", when, prices, budget, tenants)
     return table

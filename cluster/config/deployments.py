@@ -1,6 +1,6 @@
 """Role: the `deployments` and `pools` sections. Owns: which engine runs which model for whom, where, and how often.
 
-Must not know: the engines' own argument schemas (`args` pass through), nor Ray.
+Must not know: the engines' own argument schemas (`args` pass through, presets are `cluster.presets`), nor Ray.
 """
 
 from __future__ import annotations
@@ -10,16 +10,21 @@ from typing import Any, Literal
 from pydantic import Field
 
 from cluster.config.base import Name, Section
+from cluster.presets import Engine, PresetOption, merged
 from cluster.vocabulary import RequestClass
 
 
 class EngineConfig(Section):
-    """The engine of a deployment and its own arguments, which are passed through unread."""
+    """The engine of a deployment, what is turned on it, and its own arguments, which are passed through unread."""
 
     kind: Literal["vllm", "sglang"]
     python: str | None = Field(
         default=None,
         description="Interpreter that has the engine (vLLM and SGLang pin different torch builds); null = this one.",
+    )
+    preset: PresetOption = Field(
+        default=None,
+        description="A named preset, or levers: {name: low-latency-h100, tensor_parallel: 2}. `args` win over it.",
     )
     args: dict[str, Any] = Field(
         default_factory=dict,
@@ -76,6 +81,11 @@ class DeploymentConfig(Section):
     def own_class(self) -> RequestClass:
         """The class that this deployment exists for; the other classes it serves only borrow idle slots."""
         return self.serves[0]
+
+    @property
+    def engine_args(self) -> dict[str, Any]:
+        """What the engine gets besides what Tribes sets: the preset's levers, and `engine.args` over them."""
+        return merged(self.engine.preset, self.engine.args, Engine(self.engine.kind, self.max_running))
 
     @property
     def in_process(self) -> bool:

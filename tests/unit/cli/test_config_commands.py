@@ -24,7 +24,7 @@ def test_help_names_every_command_and_imports_nothing_heavy() -> None:
     )
     done = subprocess.run([sys.executable, "-c", check], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    for name in ("up", "down", "status", "keys", "chat", "batch", "validate", "schema", "demo"):
+    for name in ("up", "down", "status", "keys", "chat", "batch", "validate", "schema", "explain", "quality", "demo"):
         assert f" {name} " in done.stdout
 
 
