@@ -31,6 +31,7 @@ from cluster.scheduling import (
     ClassPolicy,
     QueuePolicy,
     RequestQueue,
+    RoutingPolicy,
     ScalingBounds,
     ScalingDecision,
     ServiceWeights,
@@ -292,6 +293,7 @@ def _queue_policy(config: TribesConfig) -> QueuePolicy:
         deadline_margin_s=scheduling.deadline_margin_s,
         fairness=scheduling.fairness,
         locality_quantum_tokens=scheduling.locality_quantum_tokens,
+        routing=RoutingPolicy(stay_s=scheduling.routing.stay_s, load_factor=scheduling.routing.load_factor),
     )
 
 

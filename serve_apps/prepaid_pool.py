@@ -3,9 +3,10 @@
 The dispatcher hands them out only while nobody waits, so a request that takes one overtakes nobody; it starts without
 an actor call. Not every request may: a tenant with limits always asks (limits are exact and global), and so does a
 request whose session lives on a replica for which nothing is held, one that some replica has failed before, and one
-that is placed by its prefix.
+of an unknown session that is placed by what its prompt begins with. An unknown session belongs to a replica by the same
+hash ring as in the dispatcher (`cluster.scheduling.hash_ring`): so all gateways choose alike.
 
-Owns: unused prepaid leases of one gateway, and where the sessions it has seen live.
+Owns: unused prepaid leases of one gateway, where the sessions it has seen live, and which replicas there are.
 Must not know: messages, the event loop, who granted what.
 """
 
@@ -14,11 +15,13 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Iterable
 
-from cluster.scheduling import Prepaid, Ticket
+from cluster.scheduling import HashRing, Prepaid, Ticket, session_key
 from cluster.vocabulary import RequestClass
 from serve_apps.messages import PrepaidGrant
 
 MAX_SESSIONS = 65_536
+ASKED_IN_VAIN = 16
+"""A replica for whose sessions the dispatcher was asked this often, and no lease there came: it may be gone."""
 
 
 class PrepaidPool:
@@ -29,6 +32,10 @@ class PrepaidPool:
         self._by_replica: dict[str, dict[str, PrepaidGrant]] = {}
         self._homes: OrderedDict[tuple[str, str], str] = OrderedDict()
         self._limited: frozenset[str] | None = None
+        self._ring = HashRing()
+        self._serves: dict[str, tuple[RequestClass, ...]] = {}
+        """Of the replicas on the ring: those for which leases were given, until they are held to be gone."""
+        self._asked: dict[str, int] = {}
 
     def __len__(self) -> int:
         return sum(len(held) for held in self._by_replica.values())
@@ -47,6 +54,9 @@ class PrepaidPool:
 
     def add(self, prepaid: Iterable[PrepaidGrant]) -> None:
         for grant in prepaid:
+            self._ring.add(grant.replica_id)
+            self._serves[grant.replica_id] = grant.serves
+            self._asked.pop(grant.replica_id, None)
             self._by_replica.setdefault(grant.replica_id, {})[grant.lease_id] = grant
 
     def recall(self, lease_ids: Iterable[str]) -> list[str]:
@@ -64,11 +74,12 @@ class PrepaidPool:
 
     def drop_replica(self, replica_id: str) -> list[str]:
         """Give up those on a replica that took no connection; returns them."""
+        self._forget(replica_id)
         return list(self._by_replica.pop(replica_id, ()))
 
     def take(self, ticket: Ticket) -> PrepaidGrant | None:
         """A lease for this ticket at once, or None when the dispatcher is to be asked."""
-        if self._limited is None or ticket.tenant in self._limited or ticket.avoid or ticket.prefix:
+        if self._limited is None or ticket.tenant in self._limited or ticket.avoid:
             return None
         replica_id = self._choose(ticket)
         if replica_id is None:
@@ -91,13 +102,39 @@ class PrepaidPool:
             self._homes.popitem(last=False)
 
     def _choose(self, ticket: Ticket) -> str | None:
-        """The session's home; for a new session the replica with most left, its own class before lent slots."""
-        able = {i: self._serves(i) for i in self._by_replica if ticket.request_class in self._serves(i)}
-        home = self._homes.get((ticket.tenant, ticket.session)) if ticket.session else None
-        if home is not None:
-            return home if home in able else None
-        own = [i for i, serves in able.items() if serves[0] == ticket.request_class]
+        """A replica for which something is held; None where the right one is not among these, or not known here."""
+        if ticket.session is None:
+            return None if ticket.prefix else self._with_most_left(ticket)
+        home = self._homes.get((ticket.tenant, ticket.session))
+        if home is None:
+            if ticket.prefix:
+                return None  # the dispatcher knows what prompts replicas were given
+            home = self._belongs_to(ticket.tenant, ticket.session, ticket.request_class)
+        held = self._by_replica.get(home) if home is not None else None
+        if held is not None and ticket.request_class in next(iter(held.values())).serves:
+            return home
+        if held is None and home is not None and home in self._serves:
+            self._asked[home] = self._asked.get(home, 0) + 1
+            if self._asked[home] >= ASKED_IN_VAIN:
+                self._forget(home)
+        return None
+
+    def _with_most_left(self, ticket: Ticket) -> str | None:
+        """Its own class before lent slots."""
+        able = [i for i in self._by_replica if ticket.request_class in self._serves[i]]
+        own = [i for i in able if self._serves[i][0] == ticket.request_class]
         return max(own or able, key=lambda i: len(self._by_replica[i]), default=None)
 
-    def _serves(self, replica_id: str) -> tuple[RequestClass, ...]:
-        return next(iter(self._by_replica[replica_id].values())).serves
+    def _belongs_to(self, tenant: str, session: str, request_class: RequestClass) -> str | None:
+        """The replica of a session that nobody here remembers: one whose own class it is, else one that lends."""
+        has_own = any(serves[0] == request_class for serves in self._serves.values())
+        for replica_id in self._ring.walk(session_key(tenant, session)):
+            serves = self._serves[replica_id]
+            if serves[0] == request_class or (not has_own and request_class in serves):
+                return replica_id
+        return None
+
+    def _forget(self, replica_id: str) -> None:
+        self._ring.remove(replica_id)
+        self._serves.pop(replica_id, None)
+        self._asked.pop(replica_id, None)

@@ -44,6 +44,31 @@ CLASS_DEFAULTS: Final[Mapping[RequestClass, ClassConfig]] = {
 }
 
 
+class RoutingConfig(Section):
+    """Which replica a request goes to, where a model has several."""
+
+    prefix: bool = Field(
+        default=False,
+        description="Look at what prompts begin with (gateways hash at most 16 KiB) and prefer replicas that have it "
+        "cached: for traffic that names no sessions or shares documents. false = only sessions count. No effect on a "
+        "class for which a model has one replica at most.",
+    )
+    stay_s: float = Field(
+        default=0.05,
+        ge=0,
+        le=60,
+        description="A session leaves its replica when its first token would come this much sooner elsewhere, what is "
+        "cached and what has to be prefilled before it counted on both sides.",
+    )
+    load_factor: float = Field(
+        default=1.25,
+        gt=1,
+        le=100,
+        description="A session that nobody remembers goes to its place on a hash ring, up to this multiple of the mean "
+        "load.",
+    )
+
+
 class SchedulingConfig(Section):
     """What a token costs in the fair queue, and how the classes share the slots."""
 
@@ -60,6 +85,7 @@ class SchedulingConfig(Section):
         description="dlpm: service by which a tenant may run ahead of the others for a cached prefix. Small = like "
         "vtc, large = like serving the longest cached prefix first.",
     )
+    routing: RoutingConfig = RoutingConfig()
     max_queued: int | None = Field(
         default=8192,
         ge=0,

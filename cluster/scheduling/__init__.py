@@ -6,6 +6,7 @@ Must not know: Ray, engines, HTTP, files, the wall clock.
 
 from cluster.scheduling.autoscaling import BacklogScaler, ScalingBounds, ScalingDecision
 from cluster.scheduling.demand import Demand
+from cluster.scheduling.hash_ring import HashRing, session_key
 from cluster.scheduling.request_queue import RequestQueue
 from cluster.scheduling.service import OutputPredictor, ServiceWeights
 from cluster.scheduling.types import (
@@ -16,6 +17,7 @@ from cluster.scheduling.types import (
     RateLimitState,
     Refusal,
     Replica,
+    RoutingPolicy,
     TenantLimits,
     TenantPolicy,
     Ticket,
@@ -26,6 +28,7 @@ __all__ = [
     "BacklogScaler",
     "ClassPolicy",
     "Demand",
+    "HashRing",
     "Lease",
     "OutputPredictor",
     "Prepaid",
@@ -34,6 +37,7 @@ __all__ = [
     "Refusal",
     "Replica",
     "RequestQueue",
+    "RoutingPolicy",
     "ScalingBounds",
     "ScalingDecision",
     "ServiceWeights",
@@ -41,4 +45,5 @@ __all__ = [
     "TenantPolicy",
     "Ticket",
     "TokenUsage",
+    "session_key",
 ]

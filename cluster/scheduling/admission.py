@@ -9,14 +9,13 @@ Owns: the tenants' accounts. Must not know: order among tenants, replicas, HTTP.
 
 from __future__ import annotations
 
-from cluster.scheduling.limits import DAY_S, DRAIN_TAU_S, TenantAccount
+from cluster.scheduling.limits import DAY_S, DRAIN_TAU_S, UNLIMITED, TenantAccount
 from cluster.scheduling.types import RateLimitState, Refusal, TenantLimits, Ticket, TokenUsage
 
 MIN_RETRY_S = 1.0
 MAX_RETRY_S = 600.0
 UNKNOWN_RATE_RETRY_S = 5.0
 """Answer while a tenant's drain rate is not known (nothing of it has run, or not for long)."""
-_UNLIMITED = TenantLimits()
 
 
 class Admission:
@@ -34,7 +33,7 @@ class Admission:
     def account(self, tenant: str, now_s: float) -> TenantAccount:
         account = self._accounts.get(tenant)
         if account is None:
-            account = self._accounts[tenant] = TenantAccount(_UNLIMITED, now_s)
+            account = self._accounts[tenant] = TenantAccount(UNLIMITED, now_s)
         return account
 
     def set_spent(self, tenant: str, tokens: int, usd: float, now_s: float) -> None:
@@ -44,9 +43,10 @@ class Admission:
         account = self._accounts.get(tenant)
         return account.rate_limits(now_s) if account is not None else None
 
-    def check(self, ticket: Ticket, must_wait: bool, now_s: float) -> Refusal | None:
-        """None when the tenant's own limits let the ticket in; nothing is counted yet."""
-        account = self.account(ticket.tenant, now_s)
+    def check(self, account: TenantAccount, ticket: Ticket, must_wait: bool, now_s: float) -> Refusal | None:
+        """None when the tenant's own limits (its `account`) let the ticket in; nothing is counted yet."""
+        if not account.limited:
+            return None
         budget = account.exhausted(now_s)
         if budget is not None:
             message = f"tenant {ticket.tenant!r} has used up its budget of today (limits.{budget}); raise it or wait"
@@ -87,12 +87,14 @@ class Admission:
             return UNKNOWN_RATE_RETRY_S
         return _clamp(account.backlog_tokens / rate)
 
-    def enqueued(self, ticket: Ticket, now_s: float) -> None:
-        self.account(ticket.tenant, now_s).take(ticket.limit_tokens, now_s)
-        self.restored(ticket, now_s)
+    def enqueued(self, account: TenantAccount, ticket: Ticket, now_s: float) -> None:
+        """The ticket waits from now on, and its tenant's rate limits have counted it."""
+        if account.limited:
+            account.take(ticket.limit_tokens, now_s)
+        self.restored(account, ticket)
 
-    def restored(self, ticket: Ticket, now_s: float) -> None:
-        account = self.account(ticket.tenant, now_s)
+    def restored(self, account: TenantAccount, ticket: Ticket) -> None:
+        """The ticket waits as it did in a former queue, whose rate limits have counted it."""
         account.queued += 1
         account.backlog_tokens += ticket.limit_tokens
 
@@ -118,7 +120,8 @@ class Admission:
     def settle(self, account: TenantAccount, ticket: Ticket, usage: TokenUsage, now_s: float) -> None:
         """Give back (or take) the difference between the tokens assumed at admission and those used."""
         used = usage.prompt_tokens + usage.output_tokens
-        account.take(used - ticket.limit_tokens, now_s, requests=0)
+        if account.limited:
+            account.take(used - ticket.limit_tokens, now_s, requests=0)
         account.spend(used, now_s)
 
     def _refuse(

@@ -125,8 +125,8 @@ class ClassLines:
                 ready += flows.ready - flows.aside
         return ready
 
-    def raise_urgent(self, now_s: float) -> None:
-        """Look which classes are raised; done once per round of grants."""
+    def raise_urgent(self, now_s: float) -> int:
+        """Look which classes are raised; done once per round of grants. Returns those that are ready, as bits."""
         raised = 0
         ready = self.ready_mask()
         if ready & (ready - 1):
@@ -134,6 +134,7 @@ class ClassLines:
                 if line.flows.ready and line.is_urgent(now_s, self._policy.deadline_margin_s):
                     raised |= 1 << line.index
         self.order.raise_classes(raised)
+        return ready
 
     def full_for(self, line: ClassLine, ticket: Ticket, service: float) -> Full | None:
         """None when one more ticket may wait in `line`."""

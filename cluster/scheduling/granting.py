@@ -5,14 +5,18 @@ Owns: the round of decisions, and retries that step aside in it. Must not know: 
 
 from __future__ import annotations
 
+from itertools import islice
+
 from cluster.scheduling.class_lines import ClassLine, ClassLines
 from cluster.scheduling.flows import Waiting
 from cluster.scheduling.lease_desk import LeaseDesk
-from cluster.scheduling.locality import LocalityChooser
+from cluster.scheduling.locality import MOST_PASSES, LocalityChooser
 from cluster.scheduling.placement import SessionPlacement
 from cluster.scheduling.replica_pools import ReplicaPools, Seat
 from cluster.scheduling.types import Lease
 from cluster.scheduling.waiting_room import WaitingRoom
+
+SIBLINGS_LOOKED_AT = 33
 
 
 class Granting:
@@ -39,8 +43,7 @@ class Granting:
     def grant(self, now_s: float, max_leases: int | None) -> list[Lease]:
         """Every lease that can be had now, at most `max_leases`."""
         lines = self._lines
-        lines.raise_urgent(now_s)
-        ready = lines.ready_mask()
+        ready = lines.raise_urgent(now_s)
         leases: list[Lease] = []
         while ready and (max_leases is None or len(leases) < max_leases):
             for index in lines.order.order(ready):
@@ -60,31 +63,56 @@ class Granting:
 
     def _grant_one(self, line: ClassLine, now_s: float) -> Lease | None:
         """A lease for the ticket of the class that is next, if there is a replica for it."""
-        locality = self._locality
-        while (choice := self._choose(line)) is None:
+        if not self._pools.free_slots(line.index):
+            return None
+        while (choice := self._choose(line, now_s)) is None:
             retry = line.flows.head()
-            if retry is None or not self._pools.free_slots(line.index):
+            if retry is None:
                 return None
             # What is free has failed this one before: it waits for another replica, but those behind it need not.
             line.flows.set_aside(retry)
             self._aside.add(line)
         waiting, seat = choice
-        if locality is not None:
-            locality.placed(waiting, seat.replica_id)
         self._waiting.take_out(line, waiting)
-        if waiting.ticket.session is not None:
-            self._placement.placed(waiting.ticket, seat.replica_id)
-        return self._desk.begin(line, waiting, seat, now_s)
+        ticket = waiting.ticket
+        if ticket.session is None and not ticket.prefix:
+            return self._desk.begin(line, waiting, seat, now_s)
+        ahead = self._placement.placed(ticket, seat, now_s)
+        lease = self._desk.begin(line, waiting, seat, now_s)
+        self._desk.book.running[lease.lease_id].prefill_ahead = ahead
+        return lease
 
-    def _choose(self, line: ClassLine) -> tuple[Waiting, Seat] | None:
+    def _choose(self, line: ClassLine, now_s: float) -> tuple[Waiting, Seat] | None:
         """The ticket that is next and a free replica for it."""
         if self._locality is not None:
-            return self._locality.choose(line.flows, line.index)
+            return self._locality.choose(line.flows, line.index, now_s)
         head = line.flows.head()
         if head is None:
             return None
-        seat = self._placement.choose(head.ticket, line.index)
-        return (head, seat) if seat is not None else None
+        seat = self._placement.choose(head.ticket, line.index, now_s)
+        if seat is None:
+            return None
+        if head.ticket.session is not None and head.flow.waiting > 1:
+            head = self._sibling_at_home(head, seat)
+        return head, seat
+
+    def _sibling_at_home(self, due: Waiting, seat: Seat) -> Waiting:
+        """The ticket that is due; but if its session's replica is full, one of its flow whose session lives on `seat`.
+
+        So a session waits for its replica only while others of its own flow have use for the slot: no slot stays idle,
+        and no other flow notices. At most `MOST_PASSES` times.
+        """
+        if due.passed_over >= MOST_PASSES or not self._placement.home_is_full(due.ticket):
+            return due
+        tickets = due.flow.tickets
+        for deadline, _, _, waiting in islice(tickets, 1, SIBLINGS_LOOKED_AT):
+            sibling = waiting.ticket
+            if not waiting.waits or sibling.avoid or deadline != tickets[0][0]:
+                continue
+            if self._placement.home_of(sibling) == seat.replica_id:
+                due.passed_over += 1
+                return waiting
+        return due
 
     def _put_back(self) -> None:
         for line in self._aside:

@@ -12,7 +12,18 @@ from cluster.scheduling.types import Lease, Prepaid
 class Running:
     """A lease with what was charged for it so far, and to whom."""
 
-    __slots__ = ("charged", "flow", "index", "lease", "mask", "paid", "predicted_output", "reported_output", "way")
+    __slots__ = (
+        "charged",
+        "flow",
+        "index",
+        "lease",
+        "mask",
+        "paid",
+        "predicted_output",
+        "prefill_ahead",
+        "reported_output",
+        "way",
+    )
 
     def __init__(self, lease: Lease, flow: Flow, index: int, mask: int, predicted_output: int, way: int) -> None:
         self.lease = lease
@@ -27,6 +38,8 @@ class Running:
         self.predicted_output = predicted_output
         self.reported_output = 0
         self.charged = 0.0
+        self.prefill_ahead: float | None = None
+        """Prompt tokens that the replica had to prefill before this request's own; None when nobody counts them."""
 
 
 class LeaseBook:

@@ -91,10 +91,13 @@ class LeaseDesk:
             if refund and running.paid:
                 self._admission.refund(ticket, now_s)
         else:
-            self._charge(running, self._service.of_usage(usage) - running.charged)
-            self._predictor.observe(ticket.tenant, usage.output_tokens)
-            unreported = max(0, usage.output_tokens - running.reported_output)
-            self._worked(lease.replica_id, self._service.of(usage.uncached_tokens, unreported), now_s)
+            output = usage.output_tokens
+            prefill = self._input_weight * usage.uncached_tokens
+            self._charge(running, prefill + self._output_weight * output - running.charged)
+            if ticket.max_output_tokens:  # what writes nothing (vectors, token counts) says nothing about answers
+                self._predictor.observe(ticket.tenant, output)
+            unreported = max(0, output - running.reported_output)
+            self._worked(lease.replica_id, prefill + self._output_weight * unreported, now_s)
             self._admission.settle(account, ticket, usage, now_s)
             self._lines.all[running.index].ran(now_s - lease.granted_at_s)
         self._end(running, account)
@@ -131,7 +134,7 @@ class LeaseDesk:
         line = self._lines.of(ticket.request_class)
         flow = line.flows.flow_of(ticket)
         pass_through(flow)
-        self._admission.enqueued(ticket, now_s)
+        self._admission.enqueued(self._admission.account(ticket.tenant, now_s), ticket, now_s)
         account = self._admission.started(ticket.tenant, ticket.limit_tokens, now_s)
         self._demand.arrived(ticket.request_class, self.predicted_service(ticket), now_s)
         lease = Lease(lease_id, ticket, slot.replica_id, granted_at_s)

@@ -15,6 +15,7 @@ from cluster.scheduling.types import RateLimitState, TenantLimits
 
 DAY_S = 86_400.0
 DRAIN_TAU_S = 30.0
+UNLIMITED = TenantLimits()
 
 
 class TokenBucket:
@@ -62,6 +63,7 @@ class TenantAccount:
         "_tokens",
         "backlog_tokens",
         "drain",
+        "limited",
         "limits",
         "queued",
         "running",
@@ -83,6 +85,8 @@ class TenantAccount:
     def apply(self, limits: TenantLimits, now_s: float) -> None:
         """New limits: the buckets start full, counts and sums stay."""
         self.limits = limits
+        self.limited = limits != UNLIMITED
+        """Most tenants have no limits: then nothing below needs to be looked at."""
         self._requests = TokenBucket(limits.requests_per_minute, now_s) if limits.requests_per_minute else None
         self._tokens = TokenBucket(limits.tokens_per_minute, now_s) if limits.tokens_per_minute else None
 

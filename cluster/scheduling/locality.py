@@ -9,13 +9,12 @@ Bound: of siblings that wait all the time no counter is below `level - Q` or abo
 weight differs by at most `2 (U + Q)` over any stretch (U as in `flow_tree`); it holds for any rule that picks among the
 eligible, so looking at a bounded number of tickets costs hits, not fairness.
 
-Owns: which prefixes each replica has seen (bounded, least recently used goes first), waiting tickets by prefix.
-Must not know: classes' order, limits, prompts: prefixes are chained hashes, so a hash stands for all blocks before it.
+Owns: waiting tickets by prefix, and which of them goes next. Must not know: classes' order, limits, what replicas hold
+(that is `prefix_index`).
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict, deque
 from collections.abc import Iterator
 from itertools import islice
 
@@ -23,70 +22,13 @@ from cluster.scheduling.class_order import INDEX, PRIORITY
 from cluster.scheduling.flow_queue import FlowQueue
 from cluster.scheduling.flows import Waiting
 from cluster.scheduling.placement import SessionPlacement
+from cluster.scheduling.prefix_index import BLOCKS_USED, Prefix
 from cluster.scheduling.replica_pools import ReplicaPools, Seat
 
-Prefix = tuple[int, ...]
-BLOCKS_USED = 64
-"""Leading blocks of a prompt that are looked at."""
-BLOCKS_KEPT = 8192
-"""Per replica."""
-RECENT = 8
 MOST_PASSES = 16
 """A ticket that was due this often and passed over goes next: hot prefixes of its own flow must not starve it."""
 SEATS_LOOKED_AT = 4
 TICKETS_LOOKED_AT = 16
-
-
-class PrefixIndex:
-    """What each replica has probably cached: the blocks of the prompts that it was given last."""
-
-    def __init__(self, blocks_kept: int = BLOCKS_KEPT) -> None:
-        self._blocks_kept = blocks_kept
-        self._seen: dict[str, OrderedDict[int, None]] = {}
-        self._holders: dict[int, dict[str, None]] = {}
-        self._recent: dict[str, deque[Prefix]] = {}
-
-    def add(self, replica_id: str, prefix: Prefix) -> None:
-        seen = self._seen.setdefault(replica_id, OrderedDict())
-        # Deepest block first: of a chain the leading blocks are the most recently used, so they stay longest.
-        for block in reversed(prefix[:BLOCKS_USED]):
-            seen[block] = None
-            seen.move_to_end(block)
-            self._holders.setdefault(block, {})[replica_id] = None
-        while len(seen) > self._blocks_kept:
-            self._drop(replica_id, seen.popitem(last=False)[0])
-        recent = self._recent.setdefault(replica_id, deque(maxlen=RECENT))
-        if prefix and prefix not in recent:
-            recent.append(prefix)
-
-    def matched(self, replica_id: str, prefix: Prefix) -> int:
-        """Leading blocks of `prefix` that the replica has seen."""
-        seen = self._seen.get(replica_id, ())
-        blocks = 0
-        for block in prefix[:BLOCKS_USED]:
-            if block not in seen:
-                break
-            blocks += 1
-        return blocks
-
-    def holders(self, prefix: Prefix) -> Iterator[str]:
-        """Replicas by how much of `prefix` they have, most first; at most `SEATS_LOOKED_AT` for each length."""
-        for block in reversed(prefix[:BLOCKS_USED]):
-            yield from islice(self._holders.get(block, ()), SEATS_LOOKED_AT)
-
-    def recent(self, replica_id: str) -> Iterator[Prefix]:
-        return reversed(self._recent.get(replica_id, ()))
-
-    def forget_replica(self, replica_id: str) -> None:
-        for block in self._seen.pop(replica_id, ()):
-            self._drop(replica_id, block)
-        self._recent.pop(replica_id, None)
-
-    def _drop(self, replica_id: str, block: int) -> None:
-        holders = self._holders[block]
-        del holders[replica_id]
-        if not holders:
-            del self._holders[block]
 
 
 class WaitingPrefixes:
@@ -119,7 +61,7 @@ class LocalityChooser:
         self._quantum = quantum
         self._pools = pools
         self._placement = placement
-        self._index = PrefixIndex()
+        self._prefixes = placement.prefixes
         self._waiting = [WaitingPrefixes() for _ in PRIORITY]
 
     def came(self, waiting: Waiting) -> None:
@@ -128,48 +70,33 @@ class LocalityChooser:
     def left(self, waiting: Waiting) -> None:
         self._waiting[INDEX[waiting.ticket.request_class]].remove(waiting)
 
-    def placed(self, waiting: Waiting, replica_id: str) -> None:
-        self._index.add(replica_id, waiting.ticket.prefix)
-
-    def forget_replica(self, replica_id: str) -> None:
-        self._index.forget_replica(replica_id)
-
-    def choose(self, queue: FlowQueue, index: int) -> tuple[Waiting, Seat] | None:
+    def choose(self, queue: FlowQueue, index: int, now_s: float) -> tuple[Waiting, Seat] | None:
         """The next ticket of the class and its replica; None when there is no free one for the ticket that is due."""
         due = queue.head()
-        seat = self._placement.choose(due.ticket, index) if due is not None else None
+        seat = self._placement.choose(due.ticket, index, now_s) if due is not None else None
         if due is None or seat is None:
             return None
         if due.ticket.avoid or due.passed_over >= MOST_PASSES:
             return due, seat
-        best, best_seat, blocks = self._best_replica(due, seat)
+        best, best_seat, blocks = due, seat, self._prefixes.matched(seat.replica_id, due.ticket.prefix)
         for candidate in self._free_like(seat, index):
-            for prefix in self._index.recent(candidate.replica_id):
+            for prefix in self._prefixes.recent(candidate.replica_id):
                 sharing = self._waiting[index].sharing(prefix, blocks)
                 for _, waiting in islice(sharing, TICKETS_LOOKED_AT):
-                    matched = self._index.matched(candidate.replica_id, waiting.ticket.prefix)
-                    if matched > blocks and not waiting.ticket.avoid and self._eligible(waiting):
+                    matched = self._prefixes.matched(candidate.replica_id, waiting.ticket.prefix)
+                    if matched > blocks and waiting is not due and self._may_go(waiting):
                         best, best_seat, blocks = waiting, candidate, matched
                         break
         due.passed_over += best is not due
         return best, best_seat
-
-    def _best_replica(self, due: Waiting, seat: Seat) -> tuple[Waiting, Seat, int]:
-        """Of the free replicas of the same kind the one that has most of the prompt."""
-        prefix = due.ticket.prefix
-        for replica_id in self._index.holders(prefix):
-            holder = self._pools.get(replica_id)
-            if holder is not None and holder.pool is seat.pool and holder.replica.free:
-                return due, holder, self._index.matched(replica_id, prefix)
-        return due, seat, self._index.matched(seat.replica_id, prefix)
 
     def _free_like(self, seat: Seat, index: int) -> Iterator[Seat]:
         own, lent = self._pools.tiers(index)
         for pool in own if seat.pool in own else lent:
             yield from pool.free(SEATS_LOOKED_AT)
 
-    def _eligible(self, waiting: Waiting) -> bool:
-        if waiting.flow.tenant.held:
+    def _may_go(self, waiting: Waiting) -> bool:
+        if waiting.flow.tenant.held or waiting.ticket.avoid:
             return False
         node = waiting.flow
         while (parent := node.parent) is not None:

@@ -62,6 +62,8 @@ class ReplicaPool:
         self.lowest = slots
         """No bucket below this one holds a replica."""
         self.free_slots = 0
+        self.all_slots = 0
+        """Of those that do not drain."""
         self.seats: set[Seat] = set()
 
     def head(self) -> Seat | None:
@@ -81,6 +83,8 @@ class ReplicaPool:
 
     def add(self, seat: Seat) -> None:
         self.seats.add(seat)
+        if not seat.replica.draining:
+            self.all_slots += self.slots
         running = seat.replica.running
         if running < self.slots and not seat.replica.draining:
             self.free_slots += self.slots - running
@@ -90,6 +94,7 @@ class ReplicaPool:
     def drop(self, seat: Seat) -> None:
         self.seats.discard(seat)
         if not seat.replica.draining:
+            self.all_slots -= self.slots
             taken = min(seat.replica.running, self.slots)
             self.free_slots -= self.slots - taken
             self.buckets[taken].pop(seat, None)  # a full one may be in none

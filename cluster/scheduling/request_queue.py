@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from cluster.scheduling.admission import Admission
-from cluster.scheduling.class_lines import ClassLines
+from cluster.scheduling.class_lines import ClassLine, ClassLines
 from cluster.scheduling.class_order import class_mask
 from cluster.scheduling.demand import Demand, DemandMeter
 from cluster.scheduling.granting import Granting
@@ -62,7 +62,7 @@ class RequestQueue:
         self._admission = Admission()
         self._lines = ClassLines(classes, policy)
         self._pools = ReplicaPools()
-        self._placement = SessionPlacement(self._pools)
+        self._placement = SessionPlacement(self._pools, policy.routing)
         self._locality: LocalityChooser | None = None
         if policy.fairness == "dlpm":
             self._locality = LocalityChooser(policy.locality_quantum_tokens, self._pools, self._placement)
@@ -107,6 +107,7 @@ class RequestQueue:
         """Add a replica, or update its classes, slots and draining mark; what runs on it is kept."""
         known = self._pools.get(replica.replica_id)
         self._pools.put(replica, self._desk.book.taken_on(replica.replica_id) if known is None else 0)
+        self._placement.put_replica(replica.replica_id)
 
     def remove_replica(self, replica_id: str, now_s: float) -> list[Lease]:
         """Forget a replica (gone or dead). Returns the leases it still held: their gateways must be told.
@@ -118,8 +119,6 @@ class RequestQueue:
         if seat is None:
             return []
         self._placement.forget_replica(replica_id)
-        if self._locality is not None:
-            self._locality.forget_replica(replica_id)
         self._demand.forget_replica(seat.replica.deployment, replica_id, now_s)
         self._desk.book.drop_prepaid_on(replica_id)
         return self._desk.book.on_replica(replica_id)
@@ -140,18 +139,24 @@ class RequestQueue:
         if line is None:
             return self._admission.unserved(ticket)
         account = self._admission.account(ticket.tenant, now_s)
-        ready = self._lines.ready_tickets(self._pools.sharing(line.index))
-        must_wait = not account.may_run or ready >= self._pools.free_slots(line.index)
-        refusal = self._admission.check(ticket, must_wait, now_s)
+        must_wait = not account.may_run or self._all_taken(line)
+        refusal = self._admission.check(account, ticket, must_wait, now_s)
         service = self._desk.predicted_service(ticket)
         if refusal is None and must_wait:
             refusal = self._waiting.make_room(line, ticket, service, now_s)
         if refusal is not None:
             return refusal
-        self._admission.enqueued(ticket, now_s)
+        self._admission.enqueued(account, ticket, now_s)
         self._waiting.enter(line, ticket, service)
         self._demand.arrived(ticket.request_class, service, now_s)
         return None
+
+    def _all_taken(self, line: ClassLine) -> bool:
+        """Whether those who wait already could use every slot that is free for the class."""
+        free = self._pools.free_slots(line.index)
+        if line.flows.ready - line.flows.aside >= free:
+            return True
+        return self._lines.ready_tickets(self._pools.sharing(line.index)) >= free
 
     def take_shed(self) -> list[tuple[Ticket, Refusal]]:
         """Waiting tickets that had to make room since the last call."""
@@ -179,6 +184,8 @@ class RequestQueue:
         """End a lease. `usage` None: nothing ran (the replica refused or died): the charge is taken back.
 
         Returns False for an unknown lease (released before, or lost with its owner)."""
+        if usage is not None and usage.first_token_s is not None:
+            self._measure_prefill(lease_id, usage, usage.first_token_s)
         return self._desk.release(lease_id, usage, now_s)
 
     def release_owner(self, owner: str, now_s: float) -> None:
@@ -201,7 +208,13 @@ class RequestQueue:
         """A request runs on a prepaid slot: from now on it is a lease like any other, charged and counted.
 
         None for an unknown slot (returned before, or lost with its replica or owner)."""
-        return self._desk.use_prepaid(lease_id, ticket, granted_at_s, now_s)
+        lease = self._desk.use_prepaid(lease_id, ticket, granted_at_s, now_s)
+        if lease is not None and (ticket.session is not None or ticket.prefix):
+            seat = self._pools.get(lease.replica_id)
+            if seat is not None:
+                ahead = self._placement.placed(ticket, seat, now_s)
+                self._desk.book.running[lease_id].prefill_ahead = ahead
+        return lease
 
     def return_prepaid(self, lease_id: str, now_s: float) -> bool:
         """A prepaid slot is not needed; False when it is unknown or in use."""
@@ -243,9 +256,12 @@ class RequestQueue:
             if line is None:
                 refusals.append((ticket, self._admission.unserved(ticket)))
                 continue
-            self._admission.restored(ticket, now_s)
+            self._admission.restored(self._admission.account(ticket.tenant, now_s), ticket)
             self._waiting.enter(line, ticket, self._desk.predicted_service(ticket), True, in_place)
+        running = list(running)
         self._desk.restore(running, prepaid, self._charged_until_s, now_s)
+        for lease in running:
+            self._placement.remember(lease.ticket, lease.replica_id)
         return refusals
 
     def reconcile_owner(
@@ -276,8 +292,18 @@ class RequestQueue:
         return self.restore(waiting, running, now_s, prepaid)
 
     def configure(self, classes: Mapping[RequestClass, ClassPolicy], policy: QueuePolicy) -> None:
-        """New bounds and shares, and classes that are served from now on too. The kind of fairness stays as it was."""
+        """New bounds, shares and routing, and classes that are served from now on too. The kind of fairness stays."""
         self._lines.configure(classes, policy)
+        self._placement.policy = policy.routing
+
+    def _measure_prefill(self, lease_id: str, usage: TokenUsage, first_token_s: float) -> None:
+        running = self._desk.book.running.get(lease_id)
+        if running is None or running.prefill_ahead is None:
+            return
+        seat = self._pools.get(running.lease.replica_id)
+        if seat is not None:
+            tokens = running.prefill_ahead + usage.uncached_tokens
+            self._placement.backlog.rate(seat.replica.deployment).observe(tokens, first_token_s)
 
     # --- what others look at --------------------------------------------------------------------------------------
 

@@ -70,5 +70,5 @@ class OutputPredictor:
 
 def _with(mean: tuple[int, float], value: float, window: int) -> tuple[int, float]:
     """A running mean with one value more; beyond `window` values the older ones fade."""
-    counted = min(mean[0] + 1, window)
+    counted = mean[0] + 1 if mean[0] < window else window
     return counted, mean[1] + (value - mean[1]) / counted

@@ -6,7 +6,7 @@ Must not know: Ray, engines, HTTP, the configuration file. Everything here pickl
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from cluster.vocabulary import RequestClass
@@ -37,7 +37,7 @@ class Ticket:
     deadline_at_s: float | None = None
     """Wall clock. Inside one flow the earliest deadline goes first, then the earliest arrival."""
     prefix: tuple[int, ...] = ()
-    """Chained 64-bit hashes of the prompt's leading blocks; used by the locality-aware mode only."""
+    """Chained 64-bit hashes of the prompt's leading blocks; empty where prefixes are not looked at."""
     charged_tokens: int | None = None
     """What the tenant's token limit counts until the real usage is known; None = prompt + max output."""
 
@@ -106,6 +106,8 @@ class TokenUsage:
     prompt_tokens: int = 0
     cached_tokens: int = 0
     output_tokens: int = 0
+    first_token_s: float | None = field(default=None, compare=False)
+    """Seconds from the lease to the first token, where somebody saw it: a replica's prefill rate is measured by it."""
 
     @property
     def uncached_tokens(self) -> int:
@@ -144,6 +146,20 @@ class ClassPolicy:
 
 
 @dataclass(frozen=True, slots=True)
+class RoutingPolicy:
+    """How far a session's replica may be busier than others before the session leaves it; see `placement`."""
+
+    stay_s: float = 0.05
+    """Time to the first token that a session pays for staying, beyond what the cached prompt saves."""
+    load_factor: float = 1.25
+    """Above 1: an unseen session goes to its replica on the ring up to this multiple of the mean load."""
+    miss_weight: float = 2.0
+    """What a prompt token to be prefilled again counts: it delays its own request, and those that come behind it."""
+    running_tokens: float = 32.0
+    """What a running request counts beside its prefill: prompt tokens for which it slows the engine down."""
+
+
+@dataclass(frozen=True, slots=True)
 class QueuePolicy:
     """What holds for all classes of one queue."""
 
@@ -156,6 +172,7 @@ class QueuePolicy:
     fairness: Literal["vtc", "dlpm"] = "vtc"
     locality_quantum_tokens: float = 4096.0
     """dlpm only: service by which a tenant may run ahead of the others for the sake of a cached prefix."""
+    routing: RoutingPolicy = RoutingPolicy()
 
 
 @dataclass(slots=True)
