@@ -20,6 +20,9 @@ class RequestClass(StrEnum):
 SERVICE_TIERS: Final[tuple[str, ...]] = ("auto", "default", "priority", "flex")
 """The values of OpenAI's `service_tier` that a client may send."""
 
+UPSTREAM_PREFIX: Final = "upstream:"
+"""Before an upstream's name where usage and metrics name a deployment. No deployment can be called so."""
+
 BATCH_TIER: Final = "batch"
 """The tier of offline work. It appears in usage reports; clients get it through the Batch API, not by asking for it."""
 

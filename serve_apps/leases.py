@@ -22,6 +22,7 @@ from typing import Any, Protocol
 from ray.exceptions import RayError, RayTaskError
 
 from cluster.scheduling import Lease, Refusal, Ticket, TokenUsage
+from cluster.vocabulary import RequestClass
 from serve_apps.messages import Answers, Exchange, Grant, Hello, Memory
 from serve_apps.prepaid_pool import PrepaidPool
 
@@ -132,6 +133,14 @@ class LeaseClient:
         """Report the progress of a running request a few times a second, together with all others."""
         if lease_id in self._held:
             self._held[lease_id].progress = progress
+
+    def oldest_arrivals(self) -> dict[tuple[RequestClass, str], float]:
+        """By class and tenant, when the oldest request came that waits for a lease."""
+        oldest: dict[tuple[RequestClass, str], float] = {}
+        for waiting in self._waiting.values():  # about in the order in which they came
+            ticket = waiting.ticket
+            oldest.setdefault((ticket.request_class, ticket.tenant), ticket.arrived_at_s)
+        return oldest
 
     def release(self, lease_id: str, usage: TokenUsage | None) -> None:
         """Give a lease back with what was used; None when nothing ran."""

@@ -9,6 +9,7 @@ from cluster.config.deployments import DeploymentConfig, EngineConfig, PoolConfi
 from cluster.config.errors import ConfigError, Problem, unknown_reference
 from cluster.config.load import load_config
 from cluster.config.models import S3, HuggingFace, LocalFolder, ModelConfig, ModelSource, PackageGGUF
+from cluster.config.regions import PeerConfig, RegionConfig
 from cluster.config.root import TribesConfig, config_schema
 from cluster.config.scheduling import ClassConfig, SchedulingConfig
 from cluster.config.services import (
@@ -21,8 +22,17 @@ from cluster.config.services import (
     StateConfig,
 )
 from cluster.config.tenants import LimitsConfig, TenantConfig
+from cluster.config.upstreams import (
+    ANY_UPSTREAM,
+    SecretRef,
+    TenantUpstreamConfig,
+    TokenPrices,
+    UpstreamConfig,
+    UpstreamUse,
+)
 
 __all__ = [
+    "ANY_UPSTREAM",
     "S3",
     "CacheSalt",
     "ClassConfig",
@@ -39,16 +49,23 @@ __all__ = [
     "OwnDoorConfig",
     "PackageGGUF",
     "PathsConfig",
+    "PeerConfig",
     "PoolConfig",
     "Problem",
     "RayConfig",
+    "RegionConfig",
     "ReplicasConfig",
     "ResourcesConfig",
     "SchedulingConfig",
+    "SecretRef",
     "Section",
     "StateConfig",
     "TenantConfig",
+    "TenantUpstreamConfig",
+    "TokenPrices",
     "TribesConfig",
+    "UpstreamConfig",
+    "UpstreamUse",
     "config_schema",
     "load_config",
     "unknown_reference",

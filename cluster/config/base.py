@@ -11,13 +11,18 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 NAME_PATTERN: Final = r"^[a-z0-9][a-z0-9._-]{0,62}$"
 MODEL_NAME_PATTERN: Final = r"^[A-Za-z0-9][A-Za-z0-9._:/@-]{0,199}$"
+ANY_OR_NAME_PATTERN: Final = r"^(\*|[a-z0-9][a-z0-9._-]{0,62})$"
 
 PATTERN_CURES: Final = {
     NAME_PATTERN: (
         "use 1 to 63 lower-case letters, digits, dots, underscores and dashes, starting with a letter or digit"
     ),
     MODEL_NAME_PATTERN: "use letters, digits and . _ : / @ -, starting with a letter or digit",
+    ANY_OR_NAME_PATTERN: "name an upstream, or write * for all that are not named",
 }
+
+SECRET_ERROR: Final = "secret"
+"""Errors of this type are told without what was given: it may be a key."""
 
 Name = Annotated[str, StringConstraints(pattern=NAME_PATTERN)]
 """Names of tenants, pools and deployments: they become metric labels, Ray actor names and file names."""

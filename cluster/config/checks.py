@@ -14,9 +14,11 @@ from pydantic import BaseModel
 
 from cluster.config.deployments import DeploymentConfig, ReplicasConfig
 from cluster.config.errors import KeyPath, Problem, unknown_reference
+from cluster.config.preset_checks import preset_problems
 from cluster.config.resolve import DATA_PLACEHOLDER
 from cluster.config.scheduling import CLASS_DEFAULTS, SchedulingConfig
 from cluster.config.services import GatewayConfig, OwnDoorConfig, RayConfig
+from cluster.config.upstream_checks import upstream_problems
 from cluster.vocabulary import RequestClass
 
 Data = Mapping[str, Any]
@@ -33,7 +35,10 @@ def cross_problems(data: Data) -> list[Problem]:
         problems += _check_serves(path, deployment)
         problems += _check_replicas((*path, "replicas"), _section(deployment, "replicas"))
         problems += _check_engine_args((*path, "engine", "args"), _section(_section(deployment, "engine"), "args"))
+        problems += preset_problems(path, deployment, data)
     problems += _check_models_run(data)
+    problems += upstream_problems(data)
+    problems += _check_region(data)
     problems += _check_ports(data)
     problems += _check_floors(data)
     problems += _check_placeholders(data)
@@ -112,6 +117,17 @@ def _check_models_run(data: Data) -> Iterator[Problem]:
         if model not in used:
             cure = f"add a deployment with model: {model}, or remove it here"
             yield Problem(("models", str(model)), f"no deployment runs this model; {cure}")
+
+
+def _check_region(data: Data) -> Iterator[Problem]:
+    region, tenants = _section(data, "region"), data.get("tenants", {"default": {}})
+    for name, peer in _sections(region, "peers"):
+        if name == region.get("name"):
+            yield Problem(("region", "peers", name), "is this region's own name; list the others only")
+        for tenant in _section(peer, "keys"):
+            if isinstance(tenants, Mapping) and tenant not in tenants:
+                path: KeyPath = ("region", "peers", name, "keys", str(tenant))
+                yield Problem(path, unknown_reference("tenant", tenant, tenants))
 
 
 def _check_ports(data: Data) -> Iterator[Problem]:

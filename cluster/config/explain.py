@@ -11,7 +11,7 @@ from typing import Annotated, Any, Union, get_args, get_origin
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from cluster.config.base import PATTERN_CURES
+from cluster.config.base import PATTERN_CURES, SECRET_ERROR
 from cluster.config.errors import ConfigError, KeyPath, Problem, hint
 
 _KEY_MARK = "[key]"  # pydantic ends the location of an error in a mapping's key with this
@@ -56,6 +56,8 @@ def _wording(detail: ErrorDetails) -> str:
     given, kind, context = detail["input"], detail["type"], detail.get("ctx", {})
     if kind == "missing":
         return "required key is missing"
+    if kind == SECRET_ERROR:
+        return detail["msg"]
     if kind in {"enum", "literal_error"}:
         choices = [choice.strip("' ") for choice in str(context["expected"]).replace(" or ", ", ").split(",")]
         return f"{given!r} is not one of {', '.join(choices)}; {hint(given, choices)}"

@@ -12,7 +12,9 @@ from typing import Final
 
 from cluster.config.deployments import DeploymentConfig
 from cluster.config.models import LocalFolder, ModelConfig
+from cluster.config.regions import RegionConfig
 from cluster.config.services import FilesConfig, PathsConfig, RayConfig, StateConfig
+from cluster.config.upstreams import SecretRef, UpstreamConfig
 
 DATA_PLACEHOLDER: Final = "{paths.data}"
 
@@ -62,3 +64,28 @@ def resolve_deployment(deployment: DeploymentConfig, base: Path) -> DeploymentCo
         return deployment
     engine = deployment.engine.model_copy(update={"python": str(absolute(python, base))})
     return deployment.model_copy(update={"engine": engine})
+
+
+def resolve_upstream(upstream: UpstreamConfig, base: Path) -> UpstreamConfig:
+    if upstream.api_key is None:
+        return upstream
+    return upstream.model_copy(update={"api_key": resolve_secret(upstream.api_key, base)})
+
+
+def resolve_region(region: RegionConfig | None, base: Path) -> RegionConfig | None:
+    if region is None:
+        return None
+    peers = {
+        name: peer.model_copy(
+            update={
+                "probe_key": resolve_secret(peer.probe_key, base),
+                "keys": {tenant: resolve_secret(ref, base) for tenant, ref in peer.keys.items()},
+            }
+        )
+        for name, peer in region.peers.items()
+    }
+    return region.model_copy(update={"peers": peers})
+
+
+def resolve_secret(secret: SecretRef, base: Path) -> SecretRef:
+    return secret if secret.file is None else secret.model_copy(update={"file": absolute(secret.file, base)})

@@ -16,13 +16,16 @@ from cluster.config.checks import cross_problems
 from cluster.config.deployments import DeploymentConfig, PoolConfig
 from cluster.config.errors import ConfigError
 from cluster.config.models import ModelConfig
+from cluster.config.regions import RegionConfig
 from cluster.config.resolve import (
     resolve_deployment,
     resolve_files,
     resolve_model,
     resolve_paths,
     resolve_ray,
+    resolve_region,
     resolve_state,
+    resolve_upstream,
 )
 from cluster.config.scheduling import SchedulingConfig
 from cluster.config.services import (
@@ -35,6 +38,7 @@ from cluster.config.services import (
     StateConfig,
 )
 from cluster.config.tenants import TenantConfig
+from cluster.config.upstreams import UpstreamConfig
 from cluster.vocabulary import RequestClass
 
 
@@ -56,6 +60,10 @@ class TribesConfig(Section):
     paths: PathsConfig = PathsConfig()
     ray: RayConfig = RayConfig()
     offline: OfflineConfig = OfflineConfig()
+    upstreams: dict[Name, UpstreamConfig] = Field(
+        default={}, description="By upstream name; those that have a model are tried in this order."
+    )
+    region: RegionConfig | None = Field(default=None, description="null = this cluster is the only one.")
     # Where it was read from: set by load_config, carried in dumps, and never part of a file.
     source_path: SkipJsonSchema[Path | None] = None
 
@@ -71,8 +79,10 @@ class TribesConfig(Section):
             "state": resolve_state(self.state, paths.data, base),
             "files": resolve_files(self.files, paths.data, base),
             "ray": resolve_ray(self.ray, base),
+            "region": resolve_region(self.region, base),
             "models": {name: resolve_model(model, base) for name, model in self.models.items()},
             "deployments": {name: resolve_deployment(item, base) for name, item in self.deployments.items()},
+            "upstreams": {name: resolve_upstream(item, base) for name, item in self.upstreams.items()},
         }
         for field, value in resolved.items():
             object.__setattr__(self, field, value)  # still being built: frozen holds for everyone after this
@@ -85,6 +95,27 @@ class TribesConfig(Section):
     def serving(self) -> dict[str, DeploymentConfig]:
         """The deployments that run an engine server behind the gateway."""
         return {name: item for name, item in self.deployments.items() if not item.in_process}
+
+    def looks_at_prefixes(self, model: str, request_class: RequestClass) -> bool:
+        """Whether it matters what prompts begin with: not where there is one replica to go to, unless for the order."""
+        if self.scheduling.fairness == "dlpm":
+            return True
+        able = (d for d in self.serving().values() if d.model == model and request_class in d.serves)
+        return self.scheduling.routing.prefix and sum(d.replicas.max for d in able) > 1
+
+    def served_models(self) -> list[str]:
+        """Every model id that clients of the gateway may say."""
+        deployed = {item.model for item in self.serving().values()}
+        rented = {model: None for item in self.upstreams.values() for model in item.models}
+        return [name for name in self.models if name in deployed] + [name for name in rented if name not in deployed]
+
+    def upstreams_of(self, model: str) -> dict[str, UpstreamConfig]:
+        """Who else may serve the model, in the order in which they are tried."""
+        return {name: item for name, item in self.upstreams.items() if model in item.models}
+
+    def only_upstream(self, model: str) -> bool:
+        """No deployment behind the gateway serves the model, and an upstream does."""
+        return bool(self.upstreams_of(model)) and all(item.model != model for item in self.serving().values())
 
     def guests_of(self, name: str) -> tuple[RequestClass, ...]:
         """Classes that live with this deployment: no served one of its model is theirs, and it is the first to take

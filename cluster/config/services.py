@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from cluster.config.base import Port, Section
 
@@ -22,6 +22,36 @@ class OwnDoorConfig(Section):
     processes: int = Field(default=1, ge=1, description="Listener processes that share the port.")
 
 
+class RetryConfig(Section):
+    """How many requests a gateway may run again, so that retries cannot double the load of a bad minute."""
+
+    share: float = Field(
+        default=0.2, ge=0, le=1, description="Of the requests of the last 10 s. Streams that go on are not held to it."
+    )
+    floor_per_s: float = Field(default=10, ge=0, description="Retries a second that are always allowed.")
+
+
+class BreakerConfig(Section):
+    """When a gateway leaves a replica alone for a while."""
+
+    failures: int = Field(default=5, ge=1, description="Failures in a row that open the breaker.")
+    open_s: float = Field(default=1, gt=0, description="How long it stays open at first; doubled with each relapse ...")
+    max_open_s: float = Field(default=30, gt=0, description="... up to this.")
+
+    @model_validator(mode="after")
+    def _bounds_in_order(self) -> BreakerConfig:
+        if self.max_open_s < self.open_s:
+            raise ValueError(f"max_open_s ({self.max_open_s:g}) must be at least open_s ({self.open_s:g})")
+        return self
+
+
+class HedgeConfig(Section):
+    """A second replica is asked when the first is slow to begin; whoever begins first is heard, the other is left."""
+
+    after_s: float = Field(gt=0, description="Seconds without a first event. Choose a high percentile of your TTFT.")
+    max_share: float = Field(default=0.1, gt=0, le=1, description="Of the requests of the last 10 s, at most.")
+
+
 class GatewayConfig(Section):
     """The HTTP front: where it listens and what it tolerates."""
 
@@ -32,7 +62,20 @@ class GatewayConfig(Section):
     max_body_bytes: int = Field(default=16 * 1024 * 1024, ge=1)
     upstream_connect_timeout_s: float = Field(default=5, gt=0)
     upstream_idle_timeout_s: float = Field(default=600, gt=0, description="An engine silent this long counts as hung.")
-    max_attempts: int = Field(default=3, ge=1, description="Replicas tried for one request, the first included.")
+    max_attempts: int = Field(
+        default=3, ge=1, description="Replicas tried for one request before its first byte, the first included."
+    )
+    max_continuations: int = Field(
+        default=4, ge=0, description="Times that a broken stream goes on on another replica; 0 = it ends with an error."
+    )
+    stall_timeout_s: float = Field(
+        default=30,
+        gt=0,
+        description="A stream that has begun and stays silent this long goes on on another replica, if it can.",
+    )
+    retries: RetryConfig = RetryConfig()
+    breaker: BreakerConfig = BreakerConfig()
+    hedge: HedgeConfig | None = Field(default=None, description="Two replicas race for the first token; null = off.")
     own_door: OwnDoorConfig = OwnDoorConfig()
     auto_tier: Literal["default", "flex"] = Field(default="default", description="What service_tier auto means.")
     cache_salt: CacheSalt = Field(

@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import Field
 
 from cluster.config.base import Section
+from cluster.config.upstreams import TenantUpstreams
 
 
 class LimitsConfig(Section):
@@ -31,4 +32,9 @@ class TenantConfig(Section):
     limits: LimitsConfig = LimitsConfig()
     default_tier: Literal["auto", "default", "priority", "flex"] = Field(
         default="auto", description="The tier of requests that name none; auto = what gateway.auto_tier says."
+    )
+    upstreams: TenantUpstreams = Field(
+        default={},
+        description="What holds for this tenant instead of `use` of an upstream, by its name (* = all others), and its "
+        "own budget there: never, or {frontier: never, spare: {use: on_overload, usd_per_day: 5}}.",
     )

@@ -1,6 +1,7 @@
 """Usage with its price, as `tribes usage` and `/v1/usage` show it, and what tenants spent today.
 
-Owns: joining sums of usage with the costs of replicas. Must not know: the rule of the split (costs.py), HTTP, screens.
+Owns: joining sums of usage with the costs of replicas; requests served upstream have their price with them.
+Must not know: the rule of the split (costs.py), HTTP, screens.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from sqlalchemy import Connection
 from cluster.scheduling.service import ServiceWeights
 from cluster.state.costs import NOBODY, Split, usd_per_mtok
 from cluster.state.spans import replica_seconds
-from cluster.state.usage import COUNTS, DAY_S, Period, sums
+from cluster.state.usage import DAY_S, SUMMED, Period, sums
 
 Grouping = Literal["key", "model", "class", "day"]
 GROUPINGS: tuple[Grouping, ...] = get_args(Grouping)
@@ -34,6 +35,9 @@ class UsageLine:
     output_tokens: int = 0
     replica_seconds: float = 0.0
     usd: float = 0.0
+    """The share of what replicas cost, and what was paid to upstreams."""
+    upstream_usd: float = 0.0
+    """The part of `usd` that was paid to upstreams."""
 
     @property
     def usd_per_mtok(self) -> float | None:
@@ -42,7 +46,7 @@ class UsageLine:
 
 @dataclass(frozen=True, slots=True)
 class Spent:
-    """Tokens (input, cached or not, and output) and the tenant's share of what replicas cost."""
+    """Tokens (input, cached or not, and output) and dollars: the share of what replicas cost, and paid to upstreams."""
 
     tokens: int
     usd: float
@@ -66,9 +70,9 @@ def usage_lines(
     for row in mine:
         line = _line(lines, row["tenant"], row[column] if column else None)
         cost = split.of(row)
-        line.usd += cost.usd
+        line.usd += cost.usd + row["upstream_usd"]
         line.replica_seconds += cost.replica_seconds
-        for name in COUNTS:
+        for name in SUMMED:
             setattr(line, name, getattr(line, name) + row[name])
     if tenant is None:
         _add_idle(lines, split, column)
@@ -91,7 +95,7 @@ def total(lines: Iterable[UsageLine]) -> UsageLine:
     """All lines in one."""
     result = UsageLine("")
     for line in lines:
-        for name in (*COUNTS, "replica_seconds", "usd"):
+        for name in (*SUMMED, "replica_seconds", "usd"):
             setattr(result, name, getattr(result, name) + getattr(line, name))
     return result
 

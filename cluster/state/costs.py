@@ -2,7 +2,8 @@
 
 Replicas cost money while they live, idle or not. What a deployment cost over a period, in dollars and replica-seconds,
 is split by the service (weighted tokens: w_in x uncached input + w_out x output) that each got from it in that period;
-what nobody used is `idle`. The period is the one asked about: split day by day, every day is one of its own.
+what nobody used is `idle`. The period is the one asked about: split day by day, every day is one of its own. What was
+paid to an upstream for a request needs no split: it is the tenant's.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ class Cost:
 
 @dataclass(frozen=True, slots=True)
 class TenantCost:
-    """What one tenant used of one deployment in a period, and its share of what the deployment cost."""
+    """What one tenant used of one deployment (or upstream) in a period, and its share of what that cost."""
 
     tenant: str
     deployment: str
@@ -98,7 +99,7 @@ def tenant_costs(
                 int(row["prompt_tokens"]),
                 int(row["cached_tokens"]),
                 int(row["output_tokens"]),
-                cost.usd,
+                cost.usd + float(row["upstream_usd"]),
                 cost.replica_seconds,
             )
         )

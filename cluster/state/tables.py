@@ -53,6 +53,8 @@ class UsageRow(Base):
     finished_at_s: Mapped[float] = mapped_column(Float)
     requests: Mapped[int] = mapped_column(Integer, default=1, server_default="1")
     """More than one in the record of a part of an offline job."""
+    upstream_usd: Mapped[float] = mapped_column(Float, default=0.0, server_default="0")
+    """Paid to an upstream, by its price list. What replicas cost is split from their lives instead."""
 
 
 class UsageHourRow(Base):
@@ -72,6 +74,7 @@ class UsageHourRow(Base):
     prompt_tokens: Mapped[int] = mapped_column(BigInteger)
     cached_tokens: Mapped[int] = mapped_column(BigInteger)
     output_tokens: Mapped[int] = mapped_column(BigInteger)
+    upstream_usd: Mapped[float] = mapped_column(Float, default=0.0, server_default="0")
 
 
 class ReplicaSpanRow(Base):

@@ -24,6 +24,7 @@ DIMENSIONS = ("tenant", "key_id", "model", "deployment", "request_class")
 PAGES = {"insertmanyvalues_page_size": 50}
 """Rows per INSERT: thousands of parameters in one statement cost PostgreSQL's driver more than the round trips."""
 COUNTS = ("requests", "prompt_tokens", "cached_tokens", "output_tokens")
+SUMMED = (*COUNTS, "upstream_usd")
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +47,8 @@ class UsageRecord:
     finished_at_s: float
     requests: int = 1
     """More than one in the record of a part of an offline job."""
+    upstream_usd: float = 0.0
+    """Paid to the upstream that served it; `deployment` is then `upstream:NAME`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,22 +82,22 @@ def append(connection: Connection, records: Iterable[UsageRecord]) -> None:
     if not rows:
         return
     insert = _insert(connection)(UsageRow).on_conflict_do_nothing()
-    taken = [getattr(UsageRow, name) for name in (*DIMENSIONS, *COUNTS, "finished_at_s")]
-    sums: dict[tuple[Any, ...], list[int]] = {}
+    taken = [getattr(UsageRow, name) for name in (*DIMENSIONS, *SUMMED, "finished_at_s")]
+    sums: dict[tuple[Any, ...], list[float]] = {}
     for row in connection.execute(insert.returning(*taken), rows, execution_options=PAGES):
         names, counts, finished_at_s = row[: len(DIMENSIONS)], row[len(DIMENSIONS) : -1], row[-1]
-        total = sums.setdefault((hour_of(finished_at_s), *names), [0] * len(COUNTS))
+        total = sums.setdefault((hour_of(finished_at_s), *names), [0] * len(SUMMED))
         for place, amount in enumerate(counts):
             total[place] += amount
     if sums:
         _add_to_hours(connection, sums)
 
 
-def _add_to_hours(connection: Connection, sums: dict[tuple[Any, ...], list[int]]) -> None:
+def _add_to_hours(connection: Connection, sums: dict[tuple[Any, ...], list[float]]) -> None:
     names = ("hour_s", *DIMENSIONS)
     upsert = _insert(connection)(UsageHourRow)
-    raised = {name: getattr(UsageHourRow, name) + upsert.excluded[name] for name in COUNTS}
-    rows = [dict(zip((*names, *COUNTS), (*key, *sums[key]), strict=True)) for key in sorted(sums)]
+    raised = {name: getattr(UsageHourRow, name) + upsert.excluded[name] for name in SUMMED}
+    rows = [dict(zip((*names, *SUMMED), (*key, *sums[key]), strict=True)) for key in sorted(sums)]
     connection.execute(upsert.on_conflict_do_update(index_elements=names, set_=raised), rows)
 
 
@@ -104,17 +107,22 @@ def _insert(connection: Connection) -> Any:
 
 
 def sums(connection: Connection, period: Period, by: Sequence[str], tenant: str | None = None) -> list[dict[str, Any]]:
-    """Requests and tokens per group. `by`: names in DIMENSIONS, and `day_s`, when the day began."""
+    """Requests, tokens and dollars paid upstream, per group. `by`: names in DIMENSIONS, and `day_s`, when it began."""
     # One statement: it sees the rows and the hours of one moment.
     pieces = union_all(*(_of_tenant(piece, tenant) for piece in _pieces(period))).subquery()
     columns = pieces.c
     day_s = (columns.hour_s - columns.hour_s % DAY_S).label("day_s")
     groups = [day_s if name == "day_s" else columns[name] for name in by]
-    totals = [func.sum(columns[name]).label(name) for name in COUNTS]
+    totals = [func.sum(columns[name]).label(name) for name in SUMMED]
     query = select(*groups, *totals).group_by(*groups).order_by(*groups)
     found = [dict(row._mapping) for row in connection.execute(query)]
-    # A sum is a Decimal on PostgreSQL; a sum over nothing, without groups, is a row of NULLs.
-    return [row | {name: int(row[name]) for name in COUNTS} for row in found if row["requests"]]
+    return [_plain(row) for row in found if row["requests"]]  # a sum over nothing, without groups, is a row of NULLs
+
+
+def _plain(row: dict[str, Any]) -> dict[str, Any]:
+    """A sum of integers is a Decimal on PostgreSQL."""
+    counts = {name: int(row[name]) for name in COUNTS}
+    return {**row, **counts, "upstream_usd": float(row["upstream_usd"])}
 
 
 def _of_tenant(piece: Select[Any], tenant: str | None) -> Select[Any]:
@@ -134,12 +142,12 @@ def _pieces(period: Period) -> list[Select[Any]]:
     if end is not None and period.until_s is not None:
         hours.append(UsageHourRow.hour_s < end)
         pieces.append(_rows(end, at_s >= end, at_s < period.until_s))
-    names = ("hour_s", *DIMENSIONS, *COUNTS)
+    names = ("hour_s", *DIMENSIONS, *SUMMED)
     return [select(*(getattr(UsageHourRow, name) for name in names)).where(*hours), *pieces]
 
 
 def _rows(hour_s: int, *where: ColumnElement[bool]) -> Select[Any]:
-    columns = [getattr(UsageRow, name) for name in (*DIMENSIONS, *COUNTS)]
+    columns = [getattr(UsageRow, name) for name in (*DIMENSIONS, *SUMMED)]
     return select(literal(hour_s).label("hour_s"), *columns).where(*where)
 
 

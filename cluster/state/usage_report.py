@@ -35,5 +35,5 @@ def group_text(line: UsageLine, by: Grouping | None) -> str | None:
 
 
 def _amounts(line: UsageLine) -> dict[str, Any]:
-    names = (*COUNTS, "replica_seconds", "usd", "usd_per_mtok")
+    names = (*COUNTS, "replica_seconds", "usd", "upstream_usd", "usd_per_mtok")
     return {name: getattr(line, name) for name in names}

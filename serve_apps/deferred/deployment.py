@@ -23,6 +23,7 @@ from serve_apps.deferred.shop import Shop
 from serve_apps.deferred.slots import Slots
 from serve_apps.deferred.worker import Worker
 from serve_apps.gateway.headless import Headless
+from serve_apps.gateway.upstreams import Upstreams
 from serve_apps.leases import LeaseClient
 from serve_apps.names import ensure_dispatcher
 
@@ -44,12 +45,14 @@ class DeferredWorker:
         self._leases = {model: _connect(config, model) for model in {d.model for d in parsed.serving().values()}}
         for leases in self._leases.values():
             leases.start()
+        self._upstreams = Upstreams(parsed, self._store, accepted_work=True)
+        await self._upstreams.start()
         shop = Shop(
             parsed,
             self._store,
             DeferredStore(self._store),
             files,
-            make_runner(parsed, self._session, self._leases, RequestMetrics()),
+            make_runner(parsed, self._session, self._leases, RequestMetrics(), self._upstreams),
             Slots(parsed.batches.max_in_flight),
             Slots(parsed.batches.max_jobs),
             RayJobs(),
@@ -64,12 +67,17 @@ class DeferredWorker:
         await self._worker.close()
         for leases in self._leases.values():
             await leases.close()
+        await self._upstreams.close()
         await self._session.close()
         self._store.close()
 
 
 def make_runner(
-    config: TribesConfig, session: aiohttp.ClientSession, leases: dict[str, LeaseClient], metrics: RequestMetrics | Any
+    config: TribesConfig,
+    session: aiohttp.ClientSession,
+    leases: dict[str, LeaseClient],
+    metrics: RequestMetrics | Any,
+    upstreams: Upstreams | None = None,
 ) -> Runner:
     """A runner that also counts what finishes."""
 
@@ -78,7 +86,7 @@ def make_runner(
             metrics.finished(record)
             finished(record)
 
-        return Headless(session, config, both)
+        return Headless(session, config, both, upstreams)
 
     return Runner(connect, leases, config.batches.max_attempts)
 

@@ -114,6 +114,20 @@ def test_a_store_from_before_versions_is_taken_over_whole(url: str, engine: Engi
     store.close()
 
 
+def test_sums_of_stores_without_upstreams_are_kept(url: str, engine: Engine) -> None:
+    """As version 0002 left it: nothing in it was paid upstream."""
+    make_first_store(engine)
+    with engine.begin() as connection:
+        upgrade(connection, "0002")
+    store = Store(url)
+    store.create()
+    assert differences(engine) == []
+    assert [row.upstream_usd for row in store.usage()] == [0.0, 0.0, 0.0]
+    store.add_usage([record(3, finished_at_s=3601.0, upstream_usd=0.5)])
+    assert {row["tenant"]: row["upstream_usd"] for row in store.usage_totals()} == {"a": 0.5, "b": 0.0}
+    store.close()
+
+
 def test_half_of_a_first_store_is_completed(url: str, engine: Engine) -> None:
     first_tables.TENANTS.create(engine)
     Store(url).create()

@@ -14,13 +14,13 @@ from hypothesis import strategies as st
 from sqlalchemy import func, select
 
 from cluster.scheduling import ServiceWeights
-from cluster.state import Grouping, Period, Spent, Store, UsageRecord
+from cluster.state import Grouping, Period, Spent, Store, UsageRecord, tenant_costs
 from cluster.state.tables import UsageHourRow, UsageRow
 from tests.unit.state.records import record
 
 WEIGHTS = ServiceWeights()
 HOUR_S, DAY_S = 3600, 86400
-COUNTS = ("requests", "prompt_tokens", "cached_tokens", "output_tokens")
+COUNTS = ("requests", "prompt_tokens", "cached_tokens", "output_tokens", "upstream_usd")
 # Moments around the ends of hours and days, where sums of whole hours and single rows meet.
 NEAR_ENDS = st.builds(
     lambda hour, step: math.nextafter(hour * HOUR_S, step) if step else float(hour * HOUR_S),
@@ -32,6 +32,7 @@ RECORDS = st.builds(
     lambda number, at_s, tenant, key, deployment, tokens: record(
         number, tenant=tenant, key_id=key, deployment=deployment, finished_at_s=at_s,
         prompt_tokens=tokens[0], cached_tokens=tokens[1], output_tokens=tokens[2], requests=1 + number % 3,
+        upstream_usd=number % 4 / 4,
     ),
     st.integers(0, 30), MOMENTS, st.sampled_from("ab"), st.sampled_from("kl"), st.sampled_from("de"),
     st.tuples(*[st.integers(0, 2**31 - 1)] * 3),
@@ -102,7 +103,8 @@ def test_writers_that_repeat_each_other_count_once(store: Store, url: str) -> No
     for other in stores:
         other.close()
     (total,) = store.usage_sums(Period(), ())
-    assert total == {"requests": 120, "prompt_tokens": 1200, "cached_tokens": 480, "output_tokens": 840}
+    tokens = {"prompt_tokens": 1200, "cached_tokens": 480, "output_tokens": 840}
+    assert total == {"requests": 120, **tokens, "upstream_usd": 0.0}
     with store.engine.connect() as connection:
         assert connection.scalar(select(func.sum(UsageHourRow.requests))) == 120
 
@@ -174,3 +176,17 @@ def test_today_is_read_from_sums_alone(store: Store) -> None:
     with store.engine.begin() as connection:
         connection.execute(UsageRow.__table__.delete())
     assert store.spent_today(now_s)["a"].tokens == 17
+
+
+def test_what_an_upstream_costs_is_its_users(used: Store) -> None:
+    """Replicas cost a 0.8 and b 1.2 as without it: what is paid upstream is added, and split among nobody."""
+    upstream = {"deployment": "upstream:up", "model": "frontier", "finished_at_s": DAY_S + 30.0}
+    used.add_usage([record(4, upstream_usd=0.5, **upstream), record(5, tenant="b", upstream_usd=0.25, **upstream)])
+    assert dollars(used, None) == {("a", None): 1.3, ("b", None): 1.45, ("(idle)", None): 0.1}
+    assert dollars(used, "model", "b") == {("b", "m"): 1.2, ("b", "frontier"): 0.25}
+    (line,) = [line for line in used.usage_lines(Period(), WEIGHTS, "b", "model") if line.group == "frontier"]
+    assert (line.upstream_usd, line.requests, line.replica_seconds) == (0.25, 1, 0.0)
+    assert used.spent_today(DAY_S + 40.0)["b"].usd == pytest.approx(1.45)
+    costs = tenant_costs(used.usage_totals(), used.replica_seconds(), WEIGHTS)
+    paid = {(cost.tenant, cost.deployment): round(cost.usd, 9) for cost in costs}
+    assert paid["a", "upstream:up"] == 0.5 and paid["b", "upstream:up"] == 0.25 and paid["a", "d"] == 0.8
