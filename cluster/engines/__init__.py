@@ -1,7 +1,8 @@
 """Role: run inference engines as supervised servers. Owns: the choice of the adapter for an engine kind.
 
-An adapter says how its engine is started (`build_spec`) and how busy it is (`read_load`); `EngineServer` runs what it
-says, under a guard process that lets nothing outlive its owner. Must not know: Ray, tenants, requests.
+An adapter says how its engine is started (`build_spec`), how busy it is (`read_load`) and which calls it takes at
+which path (`engine_path`); `EngineServer` runs what it says, under a guard process that lets nothing outlive its owner.
+Must not know: Ray, tenants, requests.
 Importing this package loads no engine and no HTTP library.
 """
 
@@ -30,6 +31,7 @@ __all__ = [
     "LaunchSpec",
     "LoadUnavailableError",
     "build_spec",
+    "engine_path",
     "free_port",
     "new_api_key",
     "read_load",
@@ -38,6 +40,7 @@ __all__ = [
 
 _BUILD_SPEC = {"vllm": vllm.build_spec, "sglang": sglang.build_spec}
 _READ_LOAD = {"vllm": vllm.read_load, "sglang": sglang.read_load}
+_PATHS = {"vllm": vllm.PATHS, "sglang": sglang.PATHS}
 _SALTED_PATHS = {"vllm": vllm.SALTED_PATHS, "sglang": sglang.SALTED_PATHS}
 
 
@@ -68,5 +71,10 @@ async def read_load(kind: str, session: aiohttp.ClientSession, base_url: str, ap
 
 
 def takes_cache_salt(kind: str, path: str) -> bool:
-    """Whether bodies sent to this path of the engine's OpenAI API may carry `cache_salt`, and it is obeyed."""
+    """Whether bodies sent to what clients find at `path` may carry `cache_salt`, and it is obeyed."""
     return path in _SALTED_PATHS[kind]
+
+
+def engine_path(kind: str, path: str) -> str | None:
+    """Where an engine of this kind has what clients find at `path`; None where it has nothing like it."""
+    return _PATHS[kind].get(path)

@@ -10,15 +10,11 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from cluster.presets.spelling import option_name
+
 
 class EngineConfigError(ValueError):
     """The configuration asks for something that an adapter cannot pass on. The message names the key and the cure."""
-
-
-def option_name(name: str) -> str:
-    """`max_model_len` and `max-model-len` are one option; below a dot (`a-b.c_d`) the engine's own spelling stays."""
-    head, dot, tail = name.strip().lstrip("-").partition(".")
-    return head.replace("_", "-") + dot + tail
 
 
 def normalise(args: Mapping[str, Any]) -> dict[str, Any]:

@@ -42,8 +42,22 @@ OWNED: Final = {
     "api-key": "remove it: each start has a random key, and API keys of clients belong to tenants",
     "config": "write what the file says into engine.args",
 }
+PATHS: Final = {
+    "/v1/chat/completions": "/v1/chat/completions",
+    "/v1/completions": "/v1/completions",
+    "/v1/responses": "/v1/responses",
+    "/v1/messages": "/v1/messages",
+    "/v1/messages/count_tokens": "/v1/messages/count_tokens",
+    "/v1/embeddings": "/v1/embeddings",
+    "/v1/rerank": "/v1/rerank",
+    "/v1/score": "/v1/score",
+    "/v1/classify": "/v1/classify",  # its /classify is another call, for reward models
+    "/tokenize": "/v1/tokenize",
+    "/detokenize": "/v1/detokenize",
+}
+"""Where SGLang has what clients of Tribes find at the path before the colon. Some only for models made for it."""
 SALTED_PATHS: Final = frozenset({"/v1/chat/completions", "/v1/completions", "/v1/responses"})
-"""Where a request's `cache_salt` separates its cached prefixes from those of other salts. Embeddings know none."""
+"""Where a request's `cache_salt` separates its cached prefixes from those of other salts. The others know none."""
 METRICS: Final = MetricNames(
     running="sglang:num_running_reqs",
     waiting=("sglang:num_queue_reqs", "sglang:num_grammar_queue_reqs"),
@@ -66,7 +80,7 @@ def build_spec(
 ) -> launch.LaunchSpec:
     engine = deployment.engine
     defaults = {**DEFAULTS, "context-length": max_model_len, "revision": revision}
-    args = arguments.merge(engine.args, defaults, OWNED)
+    args = arguments.merge(deployment.engine_args, defaults, OWNED)
     address = {"model-path": str(model_path), "served-model-name": model_name, "host": host, "port": port}
     # SGLang reads no key from the environment, and argv is there for every user of the node: hence a file of our own.
     secrets = {"config": f"{launch.RUN_DIR}/{SECRETS_FILE}"}

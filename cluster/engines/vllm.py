@@ -25,6 +25,8 @@ MODULE: Final = "vllm.entrypoints.openai.api_server"
 API_KEY_VARIABLE: Final = "VLLM_API_KEY"
 # Usage stays what the request asks for; this only adds the cached tokens to it, which the bill needs.
 DEFAULTS: Final[dict[str, Any]] = {"enable-prompt-tokens-details": True, "disable-uvicorn-access-log": True}
+# Nobody scrapes an engine inside a job: the job reports its own figures.
+JOB_DEFAULTS: Final[dict[str, Any]] = {"disable-log-stats": True, "enable-prompt-tokens-details": True}
 _PRIVATE: Final = "remove it: the server is private to its replica, and clients meet only the gateway"
 OWNED: Final = {
     "model": "name the model in `models` and in `deployments.NAME.model`",
@@ -37,7 +39,23 @@ OWNED: Final = {
     "ssl-certfile": _PRIVATE,
     "api-key": "remove it: each start has a random key, and API keys of clients belong to tenants",
 }
-SALTED_PATHS: Final = frozenset({"/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/responses"})
+PATHS: Final = {
+    "/v1/chat/completions": "/v1/chat/completions",
+    "/v1/completions": "/v1/completions",
+    "/v1/responses": "/v1/responses",
+    "/v1/messages": "/v1/messages",
+    "/v1/messages/count_tokens": "/v1/messages/count_tokens",
+    "/v1/embeddings": "/v1/embeddings",
+    "/v1/rerank": "/rerank",  # these two also under /v1, with a warning in the log for every request
+    "/v1/score": "/score",
+    "/v1/classify": "/classify",
+    "/pooling": "/pooling",
+    "/tokenize": "/tokenize",
+    "/detokenize": "/detokenize",
+}
+"""Where vLLM has what clients of Tribes find at the path before the colon. Some only for models made for it."""
+# Not the paths that only count or cut tokens: they compute nothing that could be cached.
+SALTED_PATHS: Final = frozenset(PATHS) - {"/v1/messages/count_tokens", "/tokenize", "/detokenize"}
 """Where a request's `cache_salt` separates its cached prefixes from those of other salts."""
 METRICS: Final = MetricNames(
     running="vllm:num_requests_running",
@@ -63,7 +81,7 @@ def build_spec(
     if API_KEY_VARIABLE in engine.env:
         raise EngineConfigError(f"engine.env.{API_KEY_VARIABLE}: this is set by Tribes; {OWNED['api-key']}")
     defaults = {**DEFAULTS, "max-model-len": max_model_len, "revision": revision}
-    args = arguments.merge(engine.args, defaults, OWNED)
+    args = arguments.merge(deployment.engine_args, defaults, OWNED)
     if deployment.resources.gpus == 0 and (problem := _lora_problem(args)):
         raise EngineConfigError(f"engine.args.{problem}")
     address = {"model": str(model_path), "served-model-name": model_name, "host": host, "port": port}
@@ -80,6 +98,15 @@ def build_spec(
         served_model_name=model_name,
         start_timeout_s=engine.start_timeout_s,
     )
+
+
+def job_argv(
+    args: Mapping[str, Any], model_name: str, model_path: Path | str, max_model_len: int | None, revision: str | None
+) -> list[str]:
+    """What vLLM's own parser gets for an engine inside a batch job, which listens nowhere."""
+    model = {"model": str(model_path), "served-model-name": model_name}
+    defaults = {**JOB_DEFAULTS, "max-model-len": max_model_len, "revision": revision}
+    return arguments.to_argv({**model, **arguments.merge(args, defaults, {})}, negated_flags=True)
 
 
 def cpu_lora_problem(enabled: bool, adapters: int, slots: int) -> str | None:

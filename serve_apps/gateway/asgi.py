@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Protocol
 
 import aiohttp
@@ -18,10 +18,12 @@ from cluster.config import TribesConfig
 from cluster.files import FileStore
 from cluster.state import Store, UsageRecord
 from cluster.state.deferred import DeferredStore
-from serve_apps.gateway.auth import KeyRing
+from serve_apps.gateway.auth import Caller, KeyRing
 from serve_apps.gateway.background_api import Background, Place, place_of
 from serve_apps.gateway.batches_api import BatchesApi
+from serve_apps.gateway.catalogue import Catalogue
 from serve_apps.gateway.course import Courses
+from serve_apps.gateway.doors import DOORS
 from serve_apps.gateway.errors import ApiError
 from serve_apps.gateway.files_api import FilesApi
 from serve_apps.gateway.hints import Hints
@@ -33,13 +35,17 @@ from serve_apps.gateway.http import (
     Scope,
     Send,
     header,
+    headers_of,
     read_body,
     send_error,
     send_response,
 )
 from serve_apps.gateway.ledger import Ledger
+from serve_apps.gateway.regions import Regions
 from serve_apps.gateway.relay import Relay
-from serve_apps.gateway.request import GENERATION_PATHS, parse_request
+from serve_apps.gateway.request import parse_request
+from serve_apps.gateway.upstream_courses import WithUpstreams
+from serve_apps.gateway.upstreams import Upstreams
 from serve_apps.gateway.usage_api import UsageApi
 from serve_apps.leases import LeaseClient, RefusedError
 
@@ -68,9 +74,15 @@ class Gateway:
         metrics_page: MetricsPage,
     ) -> None:
         self._config = config
+        self._catalogue = Catalogue(config)
+        self._max_body_bytes = config.gateway.max_body_bytes
+        self._max_wait_s = {name: item.max_wait_s for name, item in config.scheduling.classes.items()}
         self._keys = KeyRing(store)
         self._ledger = Ledger(store)
         self._usage = UsageApi(store, config)
+        self._upstreams = Upstreams(config, store)
+        self._unleased = LeaseClient(None, "")
+        """Of models that only upstreams serve: no queue, no leases."""
         deferred = DeferredStore(store)
         self._background = Background(config.batches, deferred)
         self._files = FilesApi(config.files, deferred, FileStore(config.files.url))
@@ -79,6 +91,7 @@ class Gateway:
         self._metrics = metrics
         self._metrics_page = metrics_page
         self._leases: dict[str, LeaseClient] = {}
+        self._regions = Regions(config, self._leases) if config.region is not None else None
         self._session: aiohttp.ClientSession | None = None
         self._relay: Relay | None = None
 
@@ -88,15 +101,22 @@ class Gateway:
         self._session = aiohttp.ClientSession(
             connector=connector, cookie_jar=aiohttp.DummyCookieJar(), auto_decompress=False
         )
-        self._relay = Relay(Courses(self._session, self._config))
+        await self._upstreams.start()
+        courses = Courses(self._session, self._config)
+        self._relay = Relay(WithUpstreams(courses, self._upstreams) if self._config.upstreams else courses)
         for model in {d.model for d in self._config.serving().values()}:
             self._leases[model] = self._connect(model)
             self._leases[model].start()
+        if self._regions is not None:
+            await self._regions.start()
         self._ledger.start()
 
     async def close(self) -> None:
         for leases in self._leases.values():
             await leases.close()
+        await self._upstreams.close()
+        if self._regions is not None:
+            await self._regions.close()
         if self._session is not None:
             await self._session.close()
         self._files.close()
@@ -123,54 +143,60 @@ class Gateway:
 
     async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
         started = False
+        path = scope["path"]
 
-        async def watched(message: Message) -> None:
+        def watched(message: Message) -> Awaitable[None]:  # no coroutine of its own: every chunk passes here
             nonlocal started
             started = True
-            await send(message)
+            return send(message)
 
         try:
             await self._route(scope, receive, watched)
         except ApiError as error:
-            await send_error(send, error)
+            await send_error(send, error, path)
         except RefusedError as refused:
-            await send_error(send, ApiError.of_refusal(refused.refusal))
+            await send_error(send, ApiError.of_refusal(refused.refusal), path)
         except ClientGoneError:
             pass
         except Exception:
             log.exception("a request failed in the gateway")
             if started:
                 raise
-            await send_error(send, ApiError(500, "internal_error", "the gateway failed; the log says why"))
+            failed = ApiError(500, "internal_error", "the gateway failed; the log says why")
+            await send_error(send, failed, path)
 
     async def _route(self, scope: Scope, receive: Receive, send: Send) -> None:
         path, method = scope["path"], scope["method"]
-        if path in GENERATION_PATHS:
+        if path in DOORS:
             _require(method, "POST")
             await self._generate(path, scope, receive, send)
         elif (place := place_of(path)) is not None:
             await self._stored(method, place, scope, send)
         elif path == "/v1/files" or path.startswith("/v1/files/"):
-            await self._files(await self._keys.caller(header(scope, b"authorization")), scope, receive, send)
+            await self._files(await self._caller(scope), scope, receive, send)
         elif path == "/v1/batches" or path.startswith("/v1/batches/"):
-            await self._batches(await self._keys.caller(header(scope, b"authorization")), scope, receive, send)
+            await self._batches(await self._caller(scope), scope, receive, send)
         elif path == "/v1/models" or path.startswith("/v1/models/"):
             _require(method, "GET")
-            await self._keys.caller(header(scope, b"authorization"))
+            await self._caller(scope)
             await send_response(send, 200, JSON_HEADERS, self._models(path))
         elif path == "/v1/usage":
             _require(method, "GET")
-            caller = await self._keys.caller(header(scope, b"authorization"))
-            await send_response(send, 200, JSON_HEADERS, await self._usage.answer(caller, scope["query_string"]))
+            answer = await self._usage.answer(await self._caller(scope), scope["query_string"])
+            await send_response(send, 200, JSON_HEADERS, answer)
         elif path == "/tribes/status":
             _require(method, "GET")
-            await self._keys.caller(header(scope, b"authorization"))
+            await self._caller(scope)
             await send_response(send, 200, JSON_HEADERS, await self._status())
+        elif path == "/tribes/region" and self._regions is not None:
+            _require(method, "GET")
+            await self._caller(scope)
+            await send_response(send, 200, JSON_HEADERS, await self._regions.page())
         elif path == "/health":
             await send_response(send, 200, JSON_HEADERS, b'{"status":"ok"}')
         elif path == "/metrics":
             if not self._config.gateway.metrics_without_key:
-                await self._keys.caller(header(scope, b"authorization"))
+                await self._caller(scope)
             text = [(b"content-type", b"text/plain; version=0.0.4; charset=utf-8")]
             await send_response(send, 200, text, await self._metrics_page())
         else:
@@ -178,18 +204,30 @@ class Gateway:
 
     async def _generate(self, path: str, scope: Scope, receive: Receive, send: Send) -> None:
         assert self._relay is not None
-        caller = await self._keys.caller(header(scope, b"authorization"))
-        raw = await read_body(scope, receive, self._config.gateway.max_body_bytes)
-        request = parse_request(path, raw, caller, self._config, _hints(scope))
+        headers = headers_of(scope)
+        caller = await self._keys.caller(headers.get(b"authorization"), headers.get(b"x-api-key"))
+        raw = await read_body(headers.get(b"content-length"), receive, self._max_body_bytes)
+        request = parse_request(path, raw, caller, self._catalogue, _hints(headers))
+        if request.background and self._upstreams.alone(request.model):
+            message = f"model {request.model!r} is served by an upstream alone, which runs nothing in the background"
+            raise ApiError(400, "unsupported_parameter", message, param="background")
         if request.background:
             status, answer = await self._background.accept(request, raw, caller)
             await send_response(send, status, JSON_HEADERS, answer)
             return
-        max_wait_s = self._config.scheduling.classes[request.request_class].max_wait_s
-        await self._relay.run(request, caller, self._leases[request.model], max_wait_s, receive, send, self._finished)
+        if self._regions is not None:
+            if await self._regions.forwarded(path, raw, request, caller, headers, receive, send):
+                return
+            send = self._regions.watched(request, caller, send)
+        max_wait_s = self._max_wait_s[request.request_class]
+        leases = self._leases.get(request.model, self._unleased)
+        await self._relay.run(request, caller, leases, max_wait_s, receive, send, self._finished)
+
+    async def _caller(self, scope: Scope) -> Caller:
+        return await self._keys.caller(header(scope, b"authorization"))
 
     async def _stored(self, method: str, place: Place, scope: Scope, send: Send) -> None:
-        caller = await self._keys.caller(header(scope, b"authorization"))
+        caller = await self._caller(scope)
         answer = await self._background.answer(method, place, scope.get("query_string", b""), caller)
         await send_response(send, 200, JSON_HEADERS, answer)
 
@@ -201,15 +239,12 @@ class Gateway:
     async def _status(self) -> bytes:
         """What every model's dispatcher says about its queue and replicas."""
         statuses = await asyncio.gather(*(leases.status() for leases in self._leases.values()))
-        return orjson.dumps({"models": statuses})
+        region = self._regions.status() if self._regions is not None else None
+        return orjson.dumps({"models": statuses, "upstreams": self._upstreams.status(), "region": region})
 
     def _models(self, path: str) -> bytes:
-        served = {d.model for d in self._config.serving().values()}
-        cards = [
-            {"id": name, "object": "model", "created": int(_STARTED_S), "owned_by": self._config.name}
-            for name in self._config.models
-            if name in served
-        ]
+        common = {"object": "model", "created": int(_STARTED_S), "owned_by": self._config.name}
+        cards = [{"id": name, **common} for name in self._catalogue.served]
         if path == "/v1/models":
             return orjson.dumps({"object": "list", "data": cards})
         name = path.removeprefix("/v1/models/")
@@ -222,8 +257,8 @@ class Gateway:
 _STARTED_S = time.time()
 
 
-def _hints(scope: Scope) -> Hints:
-    return Hints(header(scope, b"x-session-id"), header(scope, b"x-program-id"), header(scope, b"x-deadline-ms"))
+def _hints(headers: Mapping[bytes, bytes]) -> Hints:
+    return Hints(headers.get(b"x-session-id"), headers.get(b"x-program-id"), headers.get(b"x-deadline-ms"))
 
 
 def _require(method: str, allowed: str) -> None:

@@ -54,13 +54,18 @@ class KeyRing:
         self._strangers_waiting = 0
         self._refreshing: dict[str, asyncio.Task[Caller | None]] = {}
 
-    async def caller(self, authorization: bytes | None) -> Caller:
-        """The caller behind an `Authorization` header; raises ApiError 401."""
-        scheme, _, key = (authorization or b"").decode("latin-1").partition(" ")
-        if scheme.lower() != "bearer" or not key.strip():
-            message = "no API key: send the header `Authorization: Bearer KEY` (`tribes keys create` makes one)"
+    async def caller(self, authorization: bytes | None, api_key: bytes | None = None) -> Caller:
+        """The caller behind an `Authorization` header, or else behind `x-api-key`, which Anthropic's clients send.
+        Raises ApiError 401.
+        """
+        key = _bearer(authorization) or (api_key or b"").decode("latin-1").strip()
+        if not key:
+            message = (
+                "no API key: send the header `Authorization: Bearer KEY`, or `x-api-key: KEY` to Anthropic's paths "
+                "(`tribes keys create` makes one)"
+            )
             raise ApiError(401, "invalid_api_key", message)
-        key_hash = hash_key(key.strip())
+        key_hash = hash_key(key)
         caller, at_s = self._cache.get(key_hash, (None, 0.0))
         age_s = time.monotonic() - at_s
         if caller is None and self._is_unknown(key_hash):
@@ -129,6 +134,12 @@ class KeyRing:
             return None
         policy = self._store.tenant_policy(key.tenant)
         return Caller(key.tenant, key.key_id, str(policy.get("default_tier", "auto")))
+
+
+def _bearer(authorization: bytes | None) -> str:
+    """The key in an `Authorization` header; empty where there is none."""
+    scheme, _, key = (authorization or b"").decode("latin-1").partition(" ")
+    return key.strip() if scheme.lower() == "bearer" else ""
 
 
 def _incorrect() -> ApiError:

@@ -22,8 +22,9 @@ from cluster.state.deferred import BackgroundRow, DeferredStore, TooManyBackgrou
 from cluster.state.ids import is_id
 from serve_apps.gateway import chat_objects, responses_api
 from serve_apps.gateway.auth import Caller
+from serve_apps.gateway.doors import CHAT_PATH, RESPONSES_PATH
 from serve_apps.gateway.errors import ApiError
-from serve_apps.gateway.request import CHAT_PATH, RESPONSES_PATH, GenerationRequest
+from serve_apps.gateway.request import GenerationRequest
 
 LIFE_S = 24 * 3600.0
 """From acceptance on: what has not run by then ends as incomplete."""

@@ -20,7 +20,7 @@ from cluster.state.ids import is_id, new_id
 from serve_apps.gateway.auth import Caller
 from serve_apps.gateway.errors import ApiError
 from serve_apps.gateway.files_api import FILE_KIND, no_such_file
-from serve_apps.gateway.http import JSON_HEADERS, Receive, Scope, Send, read_body, send_response
+from serve_apps.gateway.http import JSON_HEADERS, Receive, Scope, Send, header, read_body, send_response
 from serve_apps.gateway.pages import after_of, lifetime_of, limit_of, page, query_of
 from serve_apps.gateway.stores import answered_when_away
 
@@ -48,7 +48,8 @@ class BatchesApi:
     async def _answer(self, caller: Caller, scope: Scope, receive: Receive, send: Send) -> None:
         match scope["path"].removeprefix("/v1/batches").strip("/").split("/"), scope["method"]:
             case [""], "POST":
-                batch = await self._create(caller, await read_body(scope, receive, MAX_BODY_BYTES))
+                raw = await read_body(header(scope, b"content-length"), receive, MAX_BODY_BYTES)
+                batch = await self._create(caller, raw)
                 await _send(send, batch)
             case [""], "GET":
                 await send_response(send, 200, JSON_HEADERS, await self._page(caller, scope))

@@ -89,10 +89,13 @@ def engine_error(status: int, body: bytes, path: str) -> ApiError:
     fields = parsed.get("error", parsed) if isinstance(parsed, dict) else {}
     if not isinstance(fields, dict):
         fields = {"message": str(fields)}
-    if status in (404, 405, 501) and "message" not in fields:  # the server's own page for a route it does not have
-        message = f"the engine that serves this model has no {path}; `tribes status` shows which engine it is"
+    said = fields.get("message")
+    if status == 501 or (status in (404, 405) and said in (None, "Not Found", "Method Not Allowed")):
+        # The server's own page for a route that it does not have, or does not have for this model.
+        why = f" ({said})" if status == 501 and said else ""
+        message = f"the engine has no {path} for this model{why}: use a model made for it, or have it on another engine"
         return ApiError(404, "unsupported_by_engine", message)
-    message = str(fields.get("message") or fields.get("detail") or f"the engine answered {status}")
+    message = str(said or fields.get("detail") or f"the engine answered {status}")
     message = message.split("\n\n  File ", 1)[0].strip()
     code = fields.get("code") if isinstance(fields.get("code"), str) else None
     if status == 400 and any(mark in message for mark in _TOO_LONG):

@@ -10,16 +10,14 @@ import hashlib
 import math
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import orjson
 
 from serve_apps.gateway.errors import ApiError
 
 
-@dataclass(frozen=True, slots=True)
-class Hints:
+class Hints(NamedTuple):
     """What a client says about a request beside the body, as the header values."""
 
     session: bytes | None = None
@@ -32,16 +30,34 @@ class Hints:
 
 def session_of(parsed: Mapping[str, Any], messages: Any, hints: Hints) -> str | None:
     """What ties the turns of a conversation together: named by the client, else its leading messages."""
-    for named in (parsed.get("prompt_cache_key"), hints.session, parsed.get("user")):
-        if named:
-            return _digest(named if isinstance(named, bytes) else str(named).encode())
-    if not isinstance(messages, list) or not messages:
-        return None
-    # Up to the first user message: the part that stays the same as the conversation grows.
-    roles = [m.get("role") if isinstance(m, Mapping) else None for m in messages]
-    head = messages[: roles.index("user") + 1] if "user" in roles else messages[:1]
+    named = named_session(parsed.get("prompt_cache_key"), hints.session, parsed.get("user"))
+    if named is not None:
+        return named
+    turn = first_turn(messages)
+    return session_of_messages(turn) if turn else None
+
+
+def named_session(*names: Any) -> str | None:
+    """The session that the first name which is not empty stands for."""
+    for name in names:
+        if name:
+            return _digest(name if isinstance(name, bytes) else str(name).encode())
+    return None
+
+
+def first_turn(messages: Any) -> list[Any]:
+    """Up to the first user message: the part that stays the same as the conversation grows."""
+    if not isinstance(messages, list):
+        return []
+    for position, message in enumerate(messages, 1):
+        if isinstance(message, dict) and message.get("role") == "user":
+            return messages[:position]
+    return messages[:1]
+
+
+def session_of_messages(messages: list[Any]) -> str | None:
     try:
-        return _digest(orjson.dumps(head))
+        return _digest(orjson.dumps(messages))
     except orjson.JSONEncodeError:  # nested deeper than it writes
         return None
 
@@ -51,7 +67,7 @@ def program_of(parsed: Mapping[str, Any], hints: Hints) -> str | None:
     if hints.program:
         return _digest(hints.program)
     metadata = parsed.get("metadata")
-    named = metadata.get("program_id") if isinstance(metadata, Mapping) else None
+    named = metadata.get("program_id") if isinstance(metadata, dict) else None
     return _digest(named.encode()) if isinstance(named, str) and named else None
 
 

@@ -10,6 +10,7 @@ import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
 from typing import Any
 
+from serve_apps.gateway.error_shapes import as_answer
 from serve_apps.gateway.errors import ApiError
 
 Message = MutableMapping[str, Any]
@@ -26,6 +27,11 @@ class ClientGoneError(Exception):
     """The client closed the connection."""
 
 
+def headers_of(scope: Scope) -> dict[bytes, bytes]:
+    """The headers by name (lower case), for whoever needs several; the first of a name counts, as in `header`."""
+    return dict(reversed(scope["headers"]))
+
+
 def header(scope: Scope, name: bytes) -> bytes | None:
     """First header of that name (lower case), or None."""
     for key, value in scope["headers"]:
@@ -34,10 +40,11 @@ def header(scope: Scope, name: bytes) -> bytes | None:
     return None
 
 
-async def read_body(scope: Scope, receive: Receive, max_bytes: int) -> bytes:
-    """The whole body. Raises ApiError 413 above `max_bytes`, ClientGoneError when it does not come to an end."""
-    declared = header(scope, b"content-length") or b""
-    too_large = declared.isdigit() and int(declared) > max_bytes
+async def read_body(declared: bytes | None, receive: Receive, max_bytes: int) -> bytes:
+    """The whole body; `declared` is its `content-length`. Raises ApiError 413 above `max_bytes`, ClientGoneError when
+    it does not come to an end.
+    """
+    too_large = declared is not None and declared.isdigit() and int(declared) > max_bytes
     chunks: list[bytes] = []
     size = 0
     while True:
@@ -89,8 +96,10 @@ async def send_response(send: Send, status: int, headers: Headers, body: bytes) 
     await send({"type": "http.response.body", "body": body})
 
 
-async def send_error(send: Send, error: ApiError, request_id: str = "") -> None:
+async def send_error(send: Send, error: ApiError, path: str, request_id: str = "") -> None:
+    """The error in the shape that clients at `path` read."""
     headers = error.headers
     if request_id:
         headers.append((b"x-tribes-request-id", request_id.encode()))
-    await send_response(send, error.status, headers, error.body())
+    status, body = as_answer(error, path)
+    await send_response(send, status, headers, body)

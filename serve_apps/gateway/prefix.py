@@ -37,8 +37,8 @@ def leading_blocks(parsed: Mapping[str, Any], seed: str) -> tuple[int, ...]:
 
 
 def _pieces(parsed: Mapping[str, Any]) -> Iterator[bytes]:
-    """The text in the order in which templates write it: tools, instructions, then messages or prompt."""
-    for name in ("tools", "instructions", "messages", "prompt", "input"):
+    """The text in the order in which templates write it: tools, system prompt, then messages or prompt."""
+    for name in ("tools", "system", "instructions", "messages", "prompt", "input"):
         value = parsed.get(name)
         if isinstance(value, str):
             yield _bytes(value)
@@ -48,15 +48,27 @@ def _pieces(parsed: Mapping[str, Any]) -> Iterator[bytes]:
 
 
 def _item(item: Any) -> Iterator[bytes]:
-    if isinstance(item, Mapping) and isinstance(content := item.get("content"), str):
-        yield str(item.get("role")).encode("utf-8", "replace") + b"\0"
+    content = item.get("content") if isinstance(item, dict) else None
+    if not isinstance(content, str | list):
+        yield _part(item)
+        return
+    yield str(item.get("role")).encode("utf-8", "replace") + b"\0"
+    if isinstance(content, str):
         yield _bytes(content)
-        yield b"\0"
     else:
-        try:
-            yield orjson.dumps(item)
-        except orjson.JSONEncodeError:  # deeper than it writes
-            return
+        yield from map(_part, content)
+    yield b"\0"
+
+
+def _part(part: Any) -> bytes:
+    """Of a text the text alone: marks beside it (`cache_control`) move on from turn to turn."""
+    text = part.get("text") if isinstance(part, dict) else None
+    if isinstance(text, str):
+        return _bytes(text)
+    try:
+        return orjson.dumps(part)
+    except orjson.JSONEncodeError:  # deeper than it writes
+        return b""
 
 
 def _bytes(text: str) -> bytes:

@@ -20,7 +20,7 @@ def with_fields(
     raw: bytes, parsed: Mapping[str, Any], fields: Mapping[str, Any], dropped: Collection[str] = ()
 ) -> bytes:
     """The object `raw` (parsed: `parsed`, with at least one member that stays) with `fields` and without `dropped`."""
-    if any(name in parsed for name in fields) or any(name in parsed for name in dropped):
+    if not (parsed.keys().isdisjoint(fields) and parsed.keys().isdisjoint(dropped)):
         kept = {name: value for name, value in parsed.items() if name not in dropped}
         try:
             return orjson.dumps({**kept, **fields})

@@ -163,7 +163,7 @@ async def test_dispatcher_killed_under_load(stack: Stack) -> None:
 
 
 async def test_engine_killed_under_load(stack: Stack) -> None:
-    """Its streams end with an error event; every other request is served; Serve brings a new replica."""
+    """Its streams go on on the other replica, every other request is served, Serve brings a new replica."""
     victim = stack.replicas(MODEL, "tiny-online")[0]
     api = client(stack)
     running = [asyncio.create_task(stream_words(api, 300)) for _ in range(16)]
@@ -175,10 +175,7 @@ async def test_engine_killed_under_load(stack: Stack) -> None:
     assert engine
     for process in engine:
         process.kill()
-    ended = await asyncio.gather(*running, return_exceptions=True)
-    failed = [e for e in ended if isinstance(e, BaseException)]
-    assert 0 < len(failed) <= 8 and all("replica failed" in str(e) for e in failed)
-    assert all(e == words(300) for e in ended if not isinstance(e, BaseException))
+    assert await asyncio.gather(*running) == [words(300)] * 16
     assert await asyncio.gather(*waiting) == [words(20)] * 10
     await asyncio.to_thread(stack.wait, "two replicas again", lambda: _ready(stack, victim) == 2, 60)
 

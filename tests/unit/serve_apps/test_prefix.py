@@ -69,3 +69,19 @@ def test_odd_bodies_do_no_harm(value: Any, name: str) -> None:
 
 def test_a_body_as_deep_as_the_parser_reads() -> None:
     leading_blocks(orjson.loads(b'{"messages":' + b"[" * 900 + b"]" * 900 + b"}"), "")
+
+
+def test_texts_count_wherever_a_body_has_them_and_marks_beside_them_do_not() -> None:
+    def parts(text: str, **mark: Any) -> list[dict[str, Any]]:
+        return [{"type": "text", "text": text, **mark}]
+
+    mark = {"cache_control": {"type": "ephemeral"}}
+    first = {"system": parts("s" * 600, **mark), "messages": [{"role": "user", "content": parts("u" * 600, **mark)}]}
+    answer = {"role": "assistant", "content": "a" * 600}
+    later = {
+        "system": parts("s" * 600),
+        "messages": [{"role": "user", "content": parts("u" * 600)}, answer, {"role": "user", "content": "v"}],
+    }
+    hashes = leading_blocks(first, "")
+    assert len(hashes) == 4 and leading_blocks(later, "")[:4] == hashes
+    assert leading_blocks({**first, "system": "t" * 600}, "")[0] != hashes[0]

@@ -15,19 +15,24 @@ from hypothesis import strategies as st
 from cluster.config import TribesConfig
 from cluster.vocabulary import RequestClass
 from serve_apps.gateway.auth import Caller
+from serve_apps.gateway.catalogue import Catalogue
 from serve_apps.gateway.errors import ApiError
 from serve_apps.gateway.hints import Hints
 from serve_apps.gateway.request import GenerationRequest, parse_request
 from tests.unit.serve_apps.harness import CHAT, chat, configuration
 
-CONFIG = TribesConfig.model_validate(configuration(Path("weights")))
-ONLY_FLEX = TribesConfig.model_validate(configuration(Path("weights"), deployment={"serves": ["semi_online"]}))
+CATALOGUE = Catalogue(TribesConfig.model_validate(configuration(Path("weights"))))
+ONLY_FLEX = Catalogue(
+    TribesConfig.model_validate(configuration(Path("weights"), deployment={"serves": ["semi_online"]}))
+)
 ONLINE, SEMI = RequestClass.ONLINE, RequestClass.SEMI_ONLINE
 
 
-def parse(body: dict[str, Any] | bytes, config: TribesConfig = CONFIG, default_tier: str = "auto") -> GenerationRequest:
+def parse(
+    body: dict[str, Any] | bytes, catalogue: Catalogue = CATALOGUE, default_tier: str = "auto"
+) -> GenerationRequest:
     raw = body if isinstance(body, bytes) else orjson.dumps(body)
-    return parse_request(CHAT, raw, Caller("t", "k", default_tier), config, Hints())
+    return parse_request(CHAT, raw, Caller("t", "k", default_tier), catalogue, Hints())
 
 
 BODIES = [
@@ -102,7 +107,7 @@ def test_tiers(asked: str | None, default: str, request_class: RequestClass, ech
 
 @pytest.mark.parametrize("asked", [None, "auto", "default", "priority", "flex"])
 def test_a_model_without_the_class_falls_to_the_nearest(asked: str | None) -> None:
-    request = parse(chat(service_tier=asked), config=ONLY_FLEX)
+    request = parse(chat(service_tier=asked), catalogue=ONLY_FLEX)
     assert (request.request_class, request.tier) == (SEMI, "flex")
 
 
@@ -157,7 +162,7 @@ def test_a_programs_name_comes_from_the_header_first() -> None:
     raw = orjson.dumps(chat(metadata={"program_id": "crawl"}))
 
     def with_header(value: bytes) -> str | None:
-        return parse_request(CHAT, raw, Caller("t", "k"), CONFIG, Hints(program=value)).program
+        return parse_request(CHAT, raw, Caller("t", "k"), CATALOGUE, Hints(program=value)).program
 
     assert with_header(b"crawl") == named != with_header(b"other")
     assert len(with_header(b"x" * 100_000) or "") <= 64
@@ -170,7 +175,7 @@ def test_metadata_without_a_program(metadata: Any) -> None:
 
 def test_a_deadline_is_relative_to_now() -> None:
     before_s = time.time()
-    request = parse_request(CHAT, orjson.dumps(chat()), Caller("t", "k"), CONFIG, Hints(deadline_ms=b"1500"))
+    request = parse_request(CHAT, orjson.dumps(chat()), Caller("t", "k"), CATALOGUE, Hints(deadline_ms=b"1500"))
     assert request.deadline_at_s is not None and before_s + 1.5 <= request.deadline_at_s <= time.time() + 1.5
     assert parse(chat()).deadline_at_s is None
 
@@ -178,12 +183,14 @@ def test_a_deadline_is_relative_to_now() -> None:
 @pytest.mark.parametrize("value", [b"", b"soon", b"0", b"-1", b"nan", b"inf", b"1e999", b"\xff"])
 def test_deadlines_that_are_none(value: bytes) -> None:
     with pytest.raises(ApiError, match="milliseconds") as caught:
-        parse_request(CHAT, orjson.dumps(chat()), Caller("t", "k"), CONFIG, Hints(deadline_ms=value))
+        parse_request(CHAT, orjson.dumps(chat()), Caller("t", "k"), CATALOGUE, Hints(deadline_ms=value))
     assert caught.value.status == 400
 
 
 def test_prefixes_are_hashed_only_where_they_count() -> None:
-    by_locality = TribesConfig.model_validate(configuration(Path("weights"), scheduling={"fairness": "dlpm"}))
+    by_locality = Catalogue(
+        TribesConfig.model_validate(configuration(Path("weights"), scheduling={"fairness": "dlpm"}))
+    )
     body = chat("x" * 5000)
     assert parse(body).prefix == () and len(parse(body, by_locality).prefix) > 10
 
@@ -194,11 +201,11 @@ def test_a_body_too_deep_to_be_written_anew_is_refused(field: str) -> None:
     value = {"stream_options": b"{}", "cache_salt": b'"s"', "service_tier": b'"flex"'}[field]
     path = "/v1/responses" if field == "service_tier" else CHAT
     raw = deep % (field.encode(), value)
-    config = ONLY_FLEX if field == "service_tier" else CONFIG
+    catalogue = ONLY_FLEX if field == "service_tier" else CATALOGUE
     if field == "service_tier":
         raw = raw.replace(b'"flex"', b'"default"')
     with pytest.raises(ApiError) as caught:
-        parse_request(path, raw, Caller("t", "k"), config, Hints())
+        parse_request(path, raw, Caller("t", "k"), catalogue, Hints())
     assert caught.value.status == 400
 
 

@@ -15,9 +15,11 @@ from hypothesis import strategies as st
 from cluster.config import TribesConfig
 from cluster.engines import takes_cache_salt
 from serve_apps.gateway.auth import Caller
+from serve_apps.gateway.catalogue import Catalogue
+from serve_apps.gateway.doors import BY_PATH
 from serve_apps.gateway.errors import ApiError
 from serve_apps.gateway.hints import Hints
-from serve_apps.gateway.request import GENERATION_PATHS, parse_request
+from serve_apps.gateway.request import parse_request
 from serve_apps.gateway.salt import with_salt
 from tests.unit.serve_apps.harness import CHAT, chat, configuration
 from tests.unit.serve_apps.odd_engine import OddEngine
@@ -25,8 +27,8 @@ from tests.unit.serve_apps.porch import porch
 from tests.unit.serve_apps.servers import Engine, served
 
 ALICE, BOB = Caller("alice", "k1"), Caller("bob", "k2")
-CONFIG = {
-    mode: TribesConfig.model_validate(configuration(Path("weights"), gateway={"cache_salt": mode}))
+CATALOGUE = {
+    mode: Catalogue(TribesConfig.model_validate(configuration(Path("weights"), gateway={"cache_salt": mode})))
     for mode in ("tenant", "key", "off")
 }
 PROMPT = "a prompt that is longer than a few blocks of the cache, " * 8
@@ -34,7 +36,7 @@ PROMPT = "a prompt that is longer than a few blocks of the cache, " * 8
 
 def sent(raw: bytes, caller: Caller = ALICE, mode: str = "tenant") -> bytes:
     """What an engine that takes salts gets."""
-    request = parse_request(CHAT, raw, caller, CONFIG[mode], Hints())
+    request = parse_request(CHAT, raw, caller, CATALOGUE[mode], Hints())
     return request.body if request.salt is None else with_salt(request.body, request.salt)
 
 
@@ -110,7 +112,8 @@ def test_a_salt_that_is_no_text(own: Any) -> None:
 
 
 def test_where_the_engines_take_it() -> None:
-    assert {path for path in GENERATION_PATHS if takes_cache_salt("vllm", path)} == GENERATION_PATHS
+    computed = {path for path, door in BY_PATH.items() if door.metered}
+    assert {path for path in BY_PATH if takes_cache_salt("vllm", path)} == computed
     assert not takes_cache_salt("sglang", "/v1/embeddings") and takes_cache_salt("sglang", CHAT)
 
 
