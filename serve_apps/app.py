@@ -28,6 +28,8 @@ NO_ACCESS_LOG = {"enable_access_log": False}
 """A line in a file for each request, on the request's way. The ledger and the metrics know more."""
 OWN_DOOR = "own-door"
 DEFERRED_WORKER = "deferred-worker"
+SURGE_PERCENT = 100
+"""Of gateways: in an update the new ones listen before the old ones stop. Engines may have no room for as many more."""
 
 
 class AppArgs(BaseModel, extra="forbid"):
@@ -56,6 +58,7 @@ def _gateway(config: TribesConfig) -> Any:
         GatewayDeployment,
         name=GATEWAY,
         num_replicas=config.gateway.replicas,
+        max_surge_percent=SURGE_PERCENT,
         max_ongoing_requests=STREAMS_PER_GATEWAY,
         ray_actor_options={"num_cpus": config.gateway.cpus, "runtime_env": {"env_vars": ONE_LOOP}},
         logging_config=NO_ACCESS_LOG,
@@ -68,6 +71,7 @@ def _own_door(config: TribesConfig) -> Any:
         OwnDoor,
         name=OWN_DOOR,
         num_replicas=config.gateway.own_door.processes,
+        max_surge_percent=SURGE_PERCENT,
         ray_actor_options={"num_cpus": config.gateway.cpus},
         graceful_shutdown_timeout_s=30,
     )

@@ -27,8 +27,10 @@ from serve_apps.messages import Answers, Exchange, Grant, Hello, Memory
 from serve_apps.prepaid_pool import PrepaidPool
 
 POLL_S = 5.0
-LINGER_S = 0.004
-"""How long news may wait for more of its kind when nobody waits for it: fewer actor calls for the same requests."""
+LINGER_S = 0.02
+"""How long news may wait for more of its kind when nobody waits for it: fewer actor calls for the same requests. A call
+costs dispatcher and gateway more than all else that they do for a request; a slot that is given back so much later is
+missed by nobody, because then no news would linger."""
 PROGRESS_S = 0.25
 RETRY_S = 0.2
 STATUS_TIMEOUT_S = 5.0

@@ -1,42 +1,52 @@
-"""The course of one generation request: lease -> the engine's server -> an answer for whoever asked -> release.
+"""The course of one generation request: what has happened to it, and what happens next.
 
-Before the asker has got anything, a replica that fails is replaced by another (up to `max_attempts`); after that the
-failure is the asker's. Whatever happens, every lease is released once, and the course knows what to bill.
+lease -> the engine's server -> an answer for whoever asked -> release. Before the asker has got anything, a replica
+that fails is replaced by another (up to `max_attempts`). A stream that has begun goes on on another replica where that
+is possible (continuation.py), else the failure is the asker's. Whatever happens, every lease is released once, and the
+course knows what to bill.
 
-Owns: attempts, leases and the request to the engine. Must not know: who asked (an HTTP client, a worker), what becomes
-of the answer, who grants leases.
+Owns: the decision to try again. Must not know: leases and connections (attempts.py), who asked (an HTTP client, a
+worker), what becomes of the answer.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
+import itertools
+import logging
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import aiohttp
 
 from cluster.config import TribesConfig
-from cluster.engines import takes_cache_salt
-from cluster.scheduling import Ticket, TokenUsage
+from cluster.scheduling import TokenUsage
 from cluster.state import UsageRecord
+from serve_apps.gateway.attempts import Attempts
 from serve_apps.gateway.auth import Caller
-from serve_apps.gateway.errors import ApiError, engine_error
+from serve_apps.gateway.continuation import (
+    PATHS,
+    Continuation,
+    NotContinuableError,
+    continuation,
+    lacks_only_the_end,
+)
+from serve_apps.gateway.endings import end
+from serve_apps.gateway.engine_call import BROKEN, RETRY_AFTER_S, Answer, ReplicaFailedError, StallWatch, broken
+from serve_apps.gateway.errors import ApiError
+from serve_apps.gateway.joined import DivergedError
 from serve_apps.gateway.recent_refusals import Kind, RecentRefusals
+from serve_apps.gateway.replica_health import ReplicaHealth
 from serve_apps.gateway.request import GenerationRequest
-from serve_apps.gateway.salt import with_salt
-from serve_apps.leases import LeaseClient, Progress, RefusedError
+from serve_apps.gateway.sent import SentStream
+from serve_apps.gateway.streams import AnswerStream
+from serve_apps.leases import LeaseClient, Progress
 from serve_apps.messages import Grant
 
 CLIENT_GONE_STATUS = 499
-ACQUIRE_SLACK_S = 10.0
-ON_ARRIVAL_S = 0.5
-"""A refusal that takes longer is about a request that waited, and says nothing about new ones."""
-
-
-class ReplicaFailedError(Exception):
-    """The replica could not serve this request; another may."""
+log = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
@@ -55,9 +65,29 @@ class Course:
     ttft_s: float | None = None
     status: int = 0
     begun: bool = False
-    """The asker has part of the answer: no other replica may be tried."""
+    """The asker has part of the answer."""
+    complete: bool = False
+    """The asker has all of it: that it leaves then is no news."""
     usage: TokenUsage | None = None
+    """What to bill, of all attempts together."""
+    counted: bool = False
+    """`usage` is what an engine counted."""
     failed_replicas: tuple[str, ...] = ()
+    sent: SentStream | None = None
+    """Where whoever delivers keeps what the asker has got; None: a broken stream will not go on."""
+    sending: bool = False
+    """The asker is being waited for, not the engine."""
+    stall: StallWatch | None = None
+    continuation: Continuation | None = None
+    """How the next attempt goes on with what was sent."""
+    stream: AnswerStream | None = None
+    """Reads the events of an engine that goes on."""
+    resumed_tokens: int = 0
+    """Output tokens of earlier attempts."""
+    refused: ApiError | None = None
+    """What our queue said without being asked, where an upstream may serve the request all the same."""
+    upstream_usd: float = 0.0
+    """Paid to the upstream that served it; `grant` then only stands for one."""
 
     @property
     def kind(self) -> Kind:
@@ -67,9 +97,25 @@ class Course:
         return time.monotonic() - self.started_s
 
     def watch(self, progress: Progress) -> None:
-        """Have the running request charged as it produces tokens."""
+        """Have the running request charged as it produces tokens, and noticed when it produces none."""
         assert self.grant is not None
         self.leases.watch(self.grant.lease.lease_id, progress)
+        if self.stall is not None:
+            self.stall.start(progress)
+
+    def could_go_on(self) -> bool:
+        """Whether another replica could go on with what was sent."""
+        try:
+            self.go_on()
+        except NotContinuableError:
+            return False
+        return True
+
+    def go_on(self, *, exact: bool = False) -> Continuation:
+        """How. Raises NotContinuableError."""
+        if self.sent is None:
+            raise NotContinuableError("this kind of stream is not kept")
+        return continuation(self.request.path, self.request.body, self.sent.story(), exact=exact)
 
     def record(self) -> UsageRecord:
         usage = self.usage or TokenUsage()
@@ -88,46 +134,34 @@ class Course:
             duration_s=self.elapsed_s(),
             status=self.status,
             finished_at_s=time.time(),
+            upstream_usd=self.upstream_usd,
         )
 
 
-Deliver = Callable[[Course, aiohttp.ClientResponse], Awaitable[None]]
-"""Takes an engine's answer that is not an error to whoever asked. It sets `begun`, `ttft_s` and `usage`."""
+Deliver = Callable[[Course, Answer], Awaitable[None]]
+"""Takes an engine's answer that is not an error to whoever asked. It sets `begun`, `ttft_s` and `usage`, keeps in
+`sent` what it has sent, and reads the events with `stream` where that is set. It is called again for a stream that goes
+on."""
 
 
-class _ReplicaLost:
-    """Ends the attempt that is attached to it when the dispatcher says that its replica is gone."""
+class CourseRunner(Protocol):
+    """Takes requests to their end: `Courses`, or what goes on where that gives up (upstream_courses.py)."""
 
-    def __init__(self) -> None:
-        self._happened = False
-        self._scope: asyncio.Timeout | None = None
+    def check(self, course: Course) -> None: ...
 
-    def attach(self, scope: asyncio.Timeout) -> None:
-        self._scope = scope
-        if self._happened:
-            self.signal()
-
-    def signal(self) -> None:
-        """May come more than once, and when the attempt is already ending."""
-        self._happened = True
-        if self._scope is not None:
-            with contextlib.suppress(RuntimeError):  # it is ending
-                self._scope.reschedule(asyncio.get_running_loop().time())
+    async def run(self, course: Course, deliver: Deliver) -> None: ...
 
 
 class Courses:
     """Runs requests against engine replicas over persistent connections."""
 
     def __init__(self, session: aiohttp.ClientSession, config: TribesConfig) -> None:
-        self._session = session
         self._recent = RecentRefusals()
+        self._attempts = Attempts(session, config, self._recent)
         self._max_attempts = config.gateway.max_attempts
-        self._engine_kinds = {name: item.engine.kind for name, item in config.deployments.items()}
-        self._timeout = aiohttp.ClientTimeout(
-            total=None,
-            sock_connect=config.gateway.upstream_connect_timeout_s,
-            sock_read=config.gateway.upstream_idle_timeout_s,
-        )
+        self._max_continuations = config.gateway.max_continuations
+        self._config = config
+        self._health: dict[str, ReplicaHealth] = {}
 
     def check(self, course: Course) -> None:
         """Raise ApiError if it is known without asking that the request would be refused."""
@@ -140,95 +174,82 @@ class Courses:
         """Take the request to its end. Raises ApiError when there is no (whole) answer; `course.status` says how
         it ended in any case.
         """
+        health = self._health_of(course.request.model)
+        if self._max_continuations and course.request.stream and course.request.path in PATHS:
+            course.sent = SentStream()
+        health.started()
         try:
-            await self._attempts(course, deliver)
+            await self._until_done(course, health, deliver)
         except ApiError as error:
             course.status = error.status
             raise
         except asyncio.CancelledError:
             # The client left, or the server ends the request: it shuts down, or tells in this way that the client left.
-            course.status = CLIENT_GONE_STATUS
+            if not course.complete:
+                course.status = CLIENT_GONE_STATUS
             raise
         except Exception:
             course.status = 500
             raise
-
-    async def _attempts(self, course: Course, deliver: Deliver) -> None:
-        for attempt in range(1, self._max_attempts + 1):
-            lost = _ReplicaLost()
-            grant = await self._acquire(course, attempt, lost)
-            course.usage = None
-            try:
-                async with asyncio.timeout(None) as scope:
-                    lost.attach(scope)
-                    await self._once(course, grant, deliver)
-                return
-            except asyncio.CancelledError:
-                # The client left while the engine worked: its prompt is not free for that.
-                course.usage = course.usage or TokenUsage(course.request.prompt_tokens)
-                raise
-            except (aiohttp.ClientError, ReplicaFailedError, TimeoutError) as error:
-                course.failed_replicas += (grant.lease.replica_id,)
-                if isinstance(error, aiohttp.ClientConnectorError):
-                    course.leases.unreachable(grant.lease.replica_id)
-                if course.begun or attempt == self._max_attempts:
-                    message = f"the replica failed while serving this request ({type(error).__name__}); send it again"
-                    raise ApiError(502, "replica_failed", message, retry_after_s=1.0) from error
-            finally:
-                course.leases.release(grant.lease.lease_id, course.usage)
-
-    async def _acquire(self, course: Course, attempt: int, lost: _ReplicaLost) -> Grant:
-        request = course.request
-        now_s = time.time()
-        # A second attempt keeps its place in the queue, and may wait as long again: the failure was not the client's.
-        expires_at_s = (course.arrived_at_s if attempt == 1 else now_s) + course.max_wait_s
-        if request.deadline_at_s is not None:
-            expires_at_s = min(expires_at_s, request.deadline_at_s)
-        ticket = Ticket(
-            # With its owner: a worker that takes work over must not meet the ticket of the one it took it from.
-            ticket_id=f"{course.request_id}.{attempt}@{course.leases.gateway_id}",
-            owner=course.leases.gateway_id,
-            tenant=course.caller.tenant,
-            request_class=request.request_class,
-            prompt_tokens=request.prompt_tokens,
-            max_output_tokens=request.max_output_tokens,
-            arrived_at_s=course.arrived_at_s,
-            session=request.session,
-            expires_at_s=expires_at_s,
-            avoid=course.failed_replicas,
-            key=course.caller.key_id,
-            program=request.program,
-            deadline_at_s=request.deadline_at_s,
-            prefix=request.prefix,
-        )
-        patience_s = max(0.0, expires_at_s - now_s) + ACQUIRE_SLACK_S
-        try:
-            course.grant = await course.leases.acquire(ticket, lost.signal, patience_s)
-        except RefusedError as refused:
-            if attempt == 1 and course.elapsed_s() < ON_ARRIVAL_S:
-                self._recent.note(course.kind, refused.refusal)
-            raise ApiError.of_refusal(refused.refusal) from None
         finally:
-            course.queue_wait_s = course.elapsed_s()
-        return course.grant
+            # An answer from elsewhere, if there is one, is no part of this.
+            course.sent = course.stream = course.stall = None
+            health.ended()
 
-    async def _once(self, course: Course, grant: Grant, deliver: Deliver) -> None:
-        headers = {"Authorization": f"Bearer {grant.api_key}", "Content-Type": "application/json"}
-        url = grant.base_url + course.request.path
-        body = self._body(course.request, grant.deployment)
-        async with self._session.post(url, data=body, headers=headers, timeout=self._timeout) as answer:
-            course.status = answer.status
-            # 401 and 403 are about our key to the engine (another one has taken the port), not about the client's.
-            # 501 is about the path: every replica would say so.
-            if (answer.status >= 500 and answer.status != 501) or answer.status in (401, 403):
-                raise ReplicaFailedError(f"the engine answered {answer.status}: {(await answer.read())[:200]!r}")
-            if answer.status >= 400:
-                raise engine_error(answer.status, await answer.read(), course.request.path)
-            await deliver(course, answer)
+    async def _until_done(self, course: Course, health: ReplicaHealth, deliver: Deliver) -> None:
+        attempts, continuations = self._max_attempts, self._max_continuations
+        for number in itertools.count(1):
+            exact = False
+            try:
+                await self._attempts.run(course, number, health, deliver)
+                return
+            except DivergedError as error:
+                if course.continuation is None or not course.continuation.repeats:
+                    raise broken(f", and the next one did not go on from what was sent ({error})") from error
+                exact, why = True, type(error).__name__
+            except ReplicaFailedError as error:
+                # Not its text: that is the engine's own.
+                why = type(error.__cause__ or error).__name__
+            if not course.begun:
+                attempts -= 1
+                _may_restart(attempts, why, health)
+                continue
+            if course.sent is not None and lacks_only_the_end(course.request.body, course.sent.story()):
+                seen = TokenUsage(course.request.prompt_tokens, 0, course.sent.story().events)
+                await end(course, None, seen, deliver)
+                return
+            continuations -= 1
+            self._may_go_on(course, continuations, why, health)
+            course.continuation = _plan(course, exact)
+            where = course.grant.lease.replica_id if course.grant is not None else ""
+            log.warning("%s: %s failed (%s), the stream goes on elsewhere", course.request_id, where, why)
 
-    def _body(self, request: GenerationRequest, deployment: str) -> bytes:
-        """What this engine gets. A deployment that this gateway does not know yet gets the salt: harmless if unread."""
-        kind = self._engine_kinds.get(deployment)
-        if request.salt is None or (kind is not None and not takes_cache_salt(kind, request.path)):
-            return request.body
-        return with_salt(request.body, request.salt)
+    def _health_of(self, model: str) -> ReplicaHealth:
+        if (health := self._health.get(model)) is None:
+            health = self._health[model] = ReplicaHealth(self._config)
+        return health
+
+    def _may_go_on(self, course: Course, left: int, why: str, health: ReplicaHealth) -> None:
+        """Raises ApiError if the stream ends here."""
+        if course.sent is None:
+            raise broken(f" ({why}), and streams of this kind do not go on elsewhere")
+        if left < 0:
+            raise broken(f" ({why}), as did {self._max_continuations} others before it")
+        if not health.may_retry(begun=True):
+            raise broken(f" ({why}), and too many streams are going on elsewhere already")
+
+
+def _may_restart(left: int, why: str, health: ReplicaHealth) -> None:
+    """Raises ApiError when nothing more may be tried."""
+    if left <= 0:
+        raise ApiError(502, "replica_failed", f"{BROKEN} ({why}); send it again", retry_after_s=RETRY_AFTER_S)
+    if not health.may_retry(begun=False):
+        message = f"{BROKEN} ({why}), and too many requests are being run again already; send it again later"
+        raise ApiError(502, "replica_failed", message, retry_after_s=health.patience_s())
+
+
+def _plan(course: Course, exact: bool) -> Continuation:
+    try:
+        return course.go_on(exact=exact)
+    except NotContinuableError as reason:
+        raise broken(f", and the stream cannot go on elsewhere: {reason}") from None

@@ -18,11 +18,17 @@ from cluster.scheduling import TokenUsage
 from cluster.state import UsageRecord
 from cluster.vocabulary import RequestClass
 from serve_apps.gateway.auth import Caller
-from serve_apps.gateway.course import Course, Courses
+from serve_apps.gateway.catalogue import Catalogue
+from serve_apps.gateway.course import Course, CourseRunner, Courses
+from serve_apps.gateway.doors import BY_PATH, DOORS
+from serve_apps.gateway.engine_call import Answer
 from serve_apps.gateway.errors import ApiError
 from serve_apps.gateway.hints import Hints
-from serve_apps.gateway.request import GENERATION_PATHS, parse_request
-from serve_apps.gateway.sse import body_usage, patch_tier
+from serve_apps.gateway.request import parse_request
+from serve_apps.gateway.sse import patch_tier
+from serve_apps.gateway.streams import body_usage_for
+from serve_apps.gateway.upstream_courses import WithUpstreams
+from serve_apps.gateway.upstreams import Upstreams
 from serve_apps.leases import LeaseClient
 
 PATIENCE_S = 3600.0
@@ -46,13 +52,18 @@ class Outcome:
 
 
 class Headless:
-    """Runs requests for workers."""
+    """Runs requests for workers. `upstreams`: those that take accepted work; None where there are none."""
 
     def __init__(
-        self, session: aiohttp.ClientSession, config: TribesConfig, finished: Callable[[UsageRecord], None]
+        self,
+        session: aiohttp.ClientSession,
+        config: TribesConfig,
+        finished: Callable[[UsageRecord], None],
+        upstreams: Upstreams | None = None,
     ) -> None:
-        self._config = config
-        self._courses = Courses(session, config)
+        self._catalogue = Catalogue(config)
+        courses = Courses(session, config)
+        self._courses: CourseRunner = WithUpstreams(courses, upstreams) if upstreams is not None else courses
         self._finished = finished
 
     async def run(
@@ -71,11 +82,11 @@ class Headless:
         Cancelling withdraws the ticket, or aborts the engine's request.
         """
         try:
-            if path not in GENERATION_PATHS:
-                known = ", ".join(sorted(GENERATION_PATHS))
+            if path not in DOORS:
+                known = ", ".join(sorted(BY_PATH))
                 raise ApiError(400, "invalid_url", f"no request can be run at {path!r}; use one of {known}")
             request = parse_request(
-                path, body, caller, self._config, Hints(), request_class=request_class, deadline_at_s=deadline_at_s
+                path, body, caller, self._catalogue, Hints(), request_class=request_class, deadline_at_s=deadline_at_s
             )
         except ApiError as error:
             return Outcome(error.status, error.body(), request_id, None)
@@ -95,9 +106,9 @@ class Headless:
         return outcome
 
 
-def _into(answer: bytearray) -> Callable[[Course, aiohttp.ClientResponse], Awaitable[None]]:
-    async def deliver(course: Course, response: aiohttp.ClientResponse) -> None:
+def _into(answer: bytearray) -> Callable[[Course, Answer], Awaitable[None]]:
+    async def deliver(course: Course, response: Answer) -> None:
         answer[:] = await response.read()
-        course.usage = body_usage(bytes(answer)) or TokenUsage(course.request.prompt_tokens)
+        course.usage = body_usage_for(course.request, bytes(answer))
 
     return deliver

@@ -1,4 +1,4 @@
-"""The front of a course towards an HTTP client: the engine's bytes as they come, or an error in OpenAI's shape.
+"""The front of a course towards an HTTP client: the engine's bytes as they come, or an error in the shape of its API.
 
 Owns: what the client sees of one generation request. Must not know: leases and retries (course.py), routes,
 authentication.
@@ -11,27 +11,28 @@ import uuid
 from collections.abc import Callable
 from functools import partial
 
-import aiohttp
-import orjson
-
 from cluster.scheduling import TokenUsage
 from cluster.state import UsageRecord
 from serve_apps.gateway.auth import Caller
-from serve_apps.gateway.course import Course, Courses, ReplicaFailedError
+from serve_apps.gateway.course import Course, CourseRunner
+from serve_apps.gateway.engine_call import Answer, EventsAnswer, ReplicaFailedError
+from serve_apps.gateway.error_shapes import as_event
 from serve_apps.gateway.errors import ApiError
 from serve_apps.gateway.http import ClientGoneError, Headers, Receive, Send, cancelled_on_disconnect, send_error
 from serve_apps.gateway.limits import rate_limit_headers
-from serve_apps.gateway.request import RESPONSES_PATH, GenerationRequest
-from serve_apps.gateway.sse import EventStream, ResponseEventStream, body_usage, patch_tier
+from serve_apps.gateway.request import GenerationRequest
+from serve_apps.gateway.sent import failure_in
+from serve_apps.gateway.sse import patch_tier
+from serve_apps.gateway.streams import body_usage_for, stream_for
 from serve_apps.leases import LeaseClient
 
-_PASSED_HEADERS = ("content-type",)
+_PASSED_HEADERS = ("content-type", "x-tribes-upstream")
 
 
 class Relay:
     """Serves requests to HTTP clients."""
 
-    def __init__(self, courses: Courses) -> None:
+    def __init__(self, courses: CourseRunner) -> None:
         self._courses = courses
 
     async def run(
@@ -58,41 +59,52 @@ class Relay:
             finished(course.record())
 
 
-async def _deliver(send: Send, course: Course, answer: aiohttp.ClientResponse) -> None:
+async def _deliver(send: Send, course: Course, answer: Answer) -> None:
     passed = [(n.encode(), v.encode()) for n in _PASSED_HEADERS if (v := answer.headers.get(n)) is not None]
-    if answer.content_type == "text/event-stream":
+    if course.begun or answer.content_type == EventsAnswer.content_type:
         await _stream(course, answer, passed, send)
     else:
         await _whole(course, answer, passed, send)
 
 
-async def _stream(course: Course, answer: aiohttp.ClientResponse, headers: Headers, send: Send) -> None:
+async def _stream(course: Course, answer: Answer, headers: Headers, send: Send) -> None:
     request = course.request
-    plain = request.path != RESPONSES_PATH
-    events = EventStream(request.tier, request.wants_usage) if plain else ResponseEventStream()
+    # One that goes on after a failure has a reader of its own.
+    events, sent = course.stream or stream_for(request), course.sent
     course.watch(events)
     try:
         async for chunk in answer.content.iter_any():
             block = events.feed(chunk)
             if not block:
                 continue
+            if sent is not None and (failure := failure_in(block)) is not None:
+                raise ReplicaFailedError(f"the engine failed in the middle of the stream: {failure}")
             if not course.begun:
                 course.ttft_s = course.elapsed_s()
                 await _send_head(course, headers, send)
+            course.sending = True
             await send({"type": "http.response.body", "body": block, "more_body": True})
+            course.sending = False
+            if sent is not None:
+                sent.keep(block)
         if not course.begun:
             raise ReplicaFailedError("the engine ended the stream before its first event")
+        if sent is not None and not sent.ended:
+            raise ReplicaFailedError("the engine ended the stream before its last event")
+        course.complete = True
         await send({"type": "http.response.body", "body": events.rest()})
     finally:
         # Without the engine's own count (the client left, the replica died) the bill is what was seen.
-        seen = TokenUsage(request.prompt_tokens, 0, events.output_tokens)
-        course.usage = events.usage or (seen if events.output_tokens else None)
+        seen = TokenUsage(request.prompt_tokens, 0, course.resumed_tokens + events.output_tokens)
+        course.usage = events.usage or (seen if seen.output_tokens else None)
+        course.counted = events.usage is not None
 
 
-async def _whole(course: Course, answer: aiohttp.ClientResponse, headers: Headers, send: Send) -> None:
+async def _whole(course: Course, answer: Answer, headers: Headers, send: Send) -> None:
     body = await answer.read()
-    course.usage = body_usage(body) or TokenUsage(course.request.prompt_tokens)
+    course.usage = body_usage_for(course.request, body)
     await _send_head(course, headers, send)
+    course.complete = True
     await send({"type": "http.response.body", "body": patch_tier(body, course.request.tier)})
 
 
@@ -111,8 +123,7 @@ async def _send_head(course: Course, headers: Headers, send: Send) -> None:
 async def _send_failure(course: Course, error: ApiError, send: Send) -> None:
     """An error as a response, or, when the response has begun, as the stream's last event."""
     if not course.begun:
-        await send_error(send, error, course.request_id)
+        await send_error(send, error, course.request.path, course.request_id)
         return
     with contextlib.suppress(OSError):
-        event = b"data: " + orjson.dumps({"error": error.fields()}) + b"\n\n"
-        await send({"type": "http.response.body", "body": event})
+        await send({"type": "http.response.body", "body": as_event(error, course.request.path)})

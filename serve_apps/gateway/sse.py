@@ -14,6 +14,7 @@ from cluster.scheduling import TokenUsage
 
 _END = b"\n\n"
 _DATA = b"data: "
+_ERROR = b'data: {"error"'
 _NO_CHOICES = b'"choices":[]'
 _USAGE = b'"usage":{'
 _NULL_TIER = b'"service_tier":null'
@@ -61,7 +62,7 @@ def body_usage(body: bytes) -> TokenUsage | None:
     return read_usage(parsed.get("usage")) if isinstance(parsed, dict) else None
 
 
-def _whole_events(carry: bytes, chunk: bytes) -> tuple[bytes, bytes]:
+def whole_events(carry: bytes, chunk: bytes) -> tuple[bytes, bytes]:
     """Everything up to the last complete event, and what came after it."""
     data = carry + chunk if carry else chunk
     end = data.rfind(_END)
@@ -87,7 +88,7 @@ class EventStream:
 
     def feed(self, chunk: bytes) -> bytes:
         """Bytes in, bytes for the client out: everything up to the last complete event."""
-        block, self._carry = _whole_events(self._carry, chunk)
+        block, self._carry = whole_events(self._carry, chunk)
         if not block:
             return b""
         self.output_tokens += block.count(_END)
@@ -104,6 +105,8 @@ class EventStream:
     def _patch_first(self, block: bytes) -> bytes:
         first = block.find(_END)
         self._patched = True
+        if block.startswith(_ERROR):  # no answer: nothing served it
+            return block
         return patch_tier(block[:first], self._tier) + block[first:]
 
     def _take_usage(self, block: bytes) -> bytes:
@@ -131,7 +134,7 @@ class ResponseEventStream:
 
     def feed(self, chunk: bytes) -> bytes:
         """Bytes in, bytes for the client out: everything up to the last complete event."""
-        block, self._carry = _whole_events(self._carry, chunk)
+        block, self._carry = whole_events(self._carry, chunk)
         self.output_tokens += block.count(_DELTA)
         if any(mark in block for mark in _LAST_EVENTS):
             self._read_usage(block)

@@ -21,12 +21,14 @@ import orjson
 import uvicorn
 import yaml
 
+from tests.support import scripted_doors, scripted_messages
+from tests.support.scripted_messages import MessagesWire
 from tests.support.scripted_responses import ResponsesWire
-from tests.support.scripted_script import BadRequestError, Plan, PrefixCache, Script, chat_prompt, make_plan
+from tests.support.scripted_script import BadRequestError, Plan, PrefixCache, Script, make_plan
 from tests.support.scripted_stats import Stats, metrics_text
-from tests.support.scripted_wire import DONE, Wire, embeddings_body, error_body
+from tests.support.scripted_wire import DONE, Wire, error_body
 
-AnyWire = Wire | ResponsesWire
+AnyWire = Wire | ResponsesWire | MessagesWire
 Scope = dict[str, Any]
 Receive = Callable[[], Awaitable[dict[str, Any]]]
 Send = Callable[[dict[str, Any]], Awaitable[None]]
@@ -34,6 +36,7 @@ JSON = (b"content-type", b"application/json")
 SSE_START = {"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"text/event-stream")]}
 DEATH_EXIT_CODE = 17
 CHAT, COMPLETIONS, RESPONSES = "/v1/chat/completions", "/v1/completions", "/v1/responses"
+MESSAGES = "/v1/messages"
 
 
 @dataclass(slots=True)
@@ -56,7 +59,7 @@ class Engine:
     def __post_init__(self) -> None:
         self.slots = asyncio.Semaphore(self.max_running) if self.max_running else None
         self.wires = {CHAT: Wire(self.model, chat=True), COMPLETIONS: Wire(self.model, chat=False)}
-        self.wires[RESPONSES] = ResponsesWire(self.model)
+        self.wires |= {RESPONSES: ResponsesWire(self.model), MESSAGES: MessagesWire(self.model)}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         path = scope["path"]
@@ -64,8 +67,6 @@ class Engine:
             await respond(send, 401, b'{"error":"Unauthorized"}')
         elif path in self.wires:
             await self._serve(receive, send, path)
-        elif path == "/v1/embeddings":
-            await self._embed(receive, send)
         elif path == "/v1/models":
             model = {"id": self.model, "object": "model", "owned_by": "scripted", "max_model_len": self.max_model_len}
             await respond(send, 200, orjson.dumps({"object": "list", "data": [model]}))
@@ -79,7 +80,7 @@ class Engine:
             text = metrics_text(self.stats, self.model, self.max_running)
             await respond(send, 200, text.encode(), (b"content-type", b"text/plain; version=0.0.4"))
         else:
-            await respond(send, 404, b'{"detail":"Not Found"}')
+            await self._compute(receive, send, path)
 
     def _authorized(self, scope: Scope) -> bool:
         return (b"authorization", b"Bearer " + (self.api_key or "").encode()) in scope["headers"]
@@ -91,8 +92,8 @@ class Engine:
             body = parse(raw)
             self._check_model(body)
             plan = make_plan(
-                body,
-                chat=path == CHAT,
+                scripted_messages.as_chat(body) if path == MESSAGES else body,
+                chat=path in (CHAT, MESSAGES),
                 defaults=self.script,
                 cache=self.cache,
                 max_model_len=self.max_model_len,
@@ -101,10 +102,11 @@ class Engine:
         except BadRequestError as error:
             status = 404 if error.param == "model" else 400
             self.stats.finished += 1
-            return await respond(send, status, error_body(status, str(error), error.param))
+            return await respond(send, status, _error_at(path, status, str(error), error.param))
         if plan.script.fail_status is not None:
             self.stats.finished += 1
-            return await respond(send, plan.script.fail_status, error_body(plan.script.fail_status, "scripted failure"))
+            status = plan.script.fail_status
+            return await respond(send, status, _error_at(path, status, "scripted failure"))
         # An instant reply is over before a client can leave, so only the others pay for a watcher.
         gone = None if plan.script.instant and self.slots is None else asyncio.ensure_future(receive())
         try:
@@ -160,16 +162,18 @@ class Engine:
             await asyncio.wait((gone,), timeout=None if hang else delay_ms / 1000)
         return gone is None or not gone.done()
 
-    async def _embed(self, receive: Receive, send: Send) -> None:
+    async def _compute(self, receive: Receive, send: Send, path: str) -> None:
+        """What needs no stream: tokens, vectors, scores."""
+        raw = await read_body(receive)
         try:
-            body = parse(await read_body(receive))
+            body = parse(raw) if raw else {}
             self._check_model(body)
+            answer = scripted_doors.answer(path, self.model, body)
         except BadRequestError as error:
-            return await respond(send, 400, error_body(400, str(error), error.param))
-        inputs = body.get("input")
-        inputs = inputs if isinstance(inputs, list) else [inputs]
-        tokens = sum(chat_prompt({"messages": [{"content": str(text)}]})[1] for text in inputs)
-        await respond(send, 200, embeddings_body(self.model, inputs, tokens))
+            return await respond(send, 400, _error_at(path, 400, str(error), error.param))
+        if answer is None:
+            return await respond(send, 404, b'{"detail":"Not Found"}')
+        await respond(send, 200, answer)
 
     def _check_model(self, body: dict[str, Any]) -> None:
         if body.get("model", self.model) != self.model:
@@ -178,7 +182,7 @@ class Engine:
 
 def stream_events(plan: Plan, wire: AnyWire, request_id: bytes) -> Iterator[bytes]:
     """One item a token (of all choices), then one for the end. The role comes with the first token's write."""
-    if isinstance(wire, ResponsesWire):
+    if not isinstance(wire, Wire):
         yield from wire.events(request_id, plan)
         return
     choices = range(plan.choices)
@@ -189,6 +193,12 @@ def stream_events(plan: Plan, wire: AnyWire, request_id: bytes) -> Iterator[byte
     end = b"".join(wire.end(request_id, index, plan.finish_reason) for index in choices)
     usage = wire.usage(request_id, plan) if plan.include_usage else b""
     yield role + end + usage + DONE
+
+
+def _error_at(path: str, status: int, message: str, param: str | None = None) -> bytes:
+    if path.startswith(MESSAGES):
+        return scripted_messages.error_body("BadRequestError", message)
+    return error_body(status, message, param)
 
 
 async def respond(send: Send, status: int, body: bytes, content_type: tuple[bytes, bytes] = JSON) -> None:
@@ -228,7 +238,7 @@ def parser() -> argparse.ArgumentParser:
     flags.add_argument("--max-model-len", "--context-length", dest="max_model_len", type=int)
     flags.add_argument("--max-num-seqs", "--max-running-requests", dest="max_running", type=int)
     for name, default in asdict(Script()).items():
-        kind = float if name.endswith("_ms") else int
+        kind = float if name.endswith("_ms") else str if name == "text" else int
         flags.add_argument(f"--{name.replace('_', '-')}", dest=name, type=kind, default=default)
     flags.add_argument("--start-delay-ms", type=float, default=0.0)
     flags.add_argument("--fail-start", help="print this and exit with 1, as an engine that cannot start does")

@@ -1,7 +1,7 @@
 """Role: what one scripted request asks for. Owns: reading a request body, the fake tokeniser, the fake prefix cache.
 
-The text of a reply is ` w0 w1 w2 ...`, one token each. A prompt that ends in `w7` continues with `w8`, so a test sees
-that a stream resumed on another engine has neither a gap nor a repetition.
+The text of a reply is ` w0 w1 w2 ...`, one token each, or what the script says. A prompt that ends in `w7` continues
+with `w8`, so a test sees that a stream resumed on another engine has neither a gap nor a repetition.
 """
 
 from __future__ import annotations
@@ -12,7 +12,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
+from tests.support.scripted_text import begun, held_back, pieces, text_of, token_ids
+
 LAST_WORD = re.compile(r"\bw(\d+)\s*$")
+LAST_WORDS = re.compile(r"(?: w\d+)+$")
 CHARS_PER_TOKEN = 4
 BLOCK_CHARS = 16 * CHARS_PER_TOKEN
 
@@ -37,6 +40,9 @@ class Script:
     fail_status: int | None = None
     die_after_tokens: int | None = None
     hang_after_tokens: int | None = None
+    text: str | None = None
+    """The whole reply, instead of words. A chat that goes on from a part of it loses the white space at that part's
+    end, as with many chat templates."""
 
     def with_overrides(self, overrides: Any) -> Script:
         if overrides is None:
@@ -64,10 +70,12 @@ class Plan:
     stream: bool
     include_usage: bool
     service_tier: str = "auto"
+    produced: int | None = None
+    """Tokens computed, where that is not one for each of `words`."""
 
     @property
     def usage(self) -> dict[str, Any]:
-        completion_tokens = len(self.words) * self.choices
+        completion_tokens = (len(self.words) if self.produced is None else self.produced) * self.choices
         return {
             "prompt_tokens": self.prompt_tokens,
             "total_tokens": self.prompt_tokens + completion_tokens,
@@ -110,13 +118,18 @@ def make_plan(
 ) -> Plan:
     script = defaults.with_overrides(body.get("x_script"))
     body = {**body, "messages": response_messages(body)} if responses else body
-    text, length = chat_prompt(body) if chat or responses else completion_prompt(body)
+    text, length = chat_prompt(body) if chat or responses else completion_prompt(body, script.text)
     prompt_tokens = script.prompt_tokens if script.prompt_tokens is not None else length
     asked = body.get("max_completion_tokens") or body.get("max_tokens") or body.get("max_output_tokens")
     if asked is not None and (not isinstance(asked, int) or asked < 1):
         raise BadRequestError(f"max_tokens must be at least 1, got {asked}.", "max_tokens")
     _check_context(prompt_tokens, asked, max_model_len)
-    words, finish_reason = reply(text, script.tokens, asked, body.get("stop"))
+    produced = None
+    if script.text is None:
+        words, finish_reason = reply(text, script.tokens, asked, body.get("stop"))
+    else:
+        tail = (_continued(body) or "").rstrip() if chat or responses else text
+        words, finish_reason, produced = told(script.text, tail, asked, body.get("stop"))
     stream = bool(body.get("stream"))
     return Plan(
         script=script,
@@ -128,6 +141,7 @@ def make_plan(
         stream=stream,
         include_usage=stream and bool((body.get("stream_options") or {}).get("include_usage")),
         service_tier=str(body.get("service_tier") or "auto"),
+        produced=produced,
     )
 
 
@@ -167,6 +181,23 @@ def reply(prompt: str, natural_end: int, asked: int | None, stop: str | list[str
     return words, finish_reason
 
 
+def told(text: str, tail: str, asked: int | None, stop: str | list[str] | None) -> tuple[list[str], str, int]:
+    """The rest of a reply of which `tail` has the beginning at its end: events, why it ended, tokens."""
+    words, finish_reason = pieces(text[begun(text, tail) :]), "stop"
+    # To stop by itself a model has to produce one more token.
+    if asked is not None and asked <= len(words):
+        words, finish_reason = words[:asked], "length"
+    produced, stops = len(words), [stop] if isinstance(stop, str) else stop or []
+    rest = "".join(words)
+    found = [(rest.find(mark), mark) for mark in stops if mark in rest]
+    if found:
+        kept, mark = min(found)
+        produced = len(pieces(rest[: kept + len(mark)]))
+        words, finish_reason = pieces(rest[:kept]), "stop"
+    held = max(map(len, stops), default=1) - 1
+    return held_back(words, held) if held else words, finish_reason, produced
+
+
 def chat_prompt(body: Mapping[str, Any]) -> tuple[str, int]:
     messages = body.get("messages")
     if not isinstance(messages, list) or not messages:
@@ -178,9 +209,20 @@ def chat_prompt(body: Mapping[str, Any]) -> tuple[str, int]:
             content = "".join(part.get("text", "") for part in content if isinstance(part, dict))
         parts.append(content or "")
     # Only a reply that the client wants continued counts as begun; in a question, "w7" is just a word.
-    ending = "" if messages[-1].get("role") == "assistant" and body.get("continue_final_message") else "\n"
-    text = "\n".join(parts) + ending + ("" if not ending else "assistant:")
-    return text, _tokens("\n".join(parts))
+    continued = _continued(body)
+    if continued is not None:
+        return "\n".join(parts), _tokens("\n".join(parts[:-1])) + len(token_ids(continued))
+    return "\n".join(parts) + "\nassistant:", _tokens("\n".join(parts))
+
+
+def _continued(body: Mapping[str, Any]) -> str | None:
+    """The reply that is to be continued."""
+    last = body["messages"][-1]
+    return (
+        str(last.get("content") or "")
+        if last.get("role") == "assistant" and body.get("continue_final_message")
+        else None
+    )
 
 
 def response_messages(body: Mapping[str, Any]) -> list[Any]:
@@ -192,15 +234,21 @@ def response_messages(body: Mapping[str, Any]) -> list[Any]:
     return [{"role": "system", "content": body.get("instructions") or ""}, *messages]
 
 
-def completion_prompt(body: Mapping[str, Any]) -> tuple[str, int]:
+def completion_prompt(body: Mapping[str, Any], reply_text: str | None = None) -> tuple[str, int]:
+    """`reply_text`: the whole reply, of which the prompt may have the beginning; its tokens are counted exactly."""
     prompt = body.get("prompt", "")
     if isinstance(prompt, list) and prompt and isinstance(prompt[0], str | list):
         prompt = prompt[0]
+    foreign = 0
     if isinstance(prompt, list):
-        return " ".join(map(str, prompt)), len(prompt)
+        prompt, foreign = text_of(prompt)
     if not isinstance(prompt, str):
         raise BadRequestError("prompt must be a string, a list of strings or of token ids.", "prompt")
-    return prompt, _tokens(prompt)
+    words = LAST_WORDS.search(prompt)
+    tail = begun(reply_text, prompt) if reply_text is not None else len(words.group()) if words else 0
+    rest = prompt[: len(prompt) - tail]
+    own = foreign or _tokens(rest)
+    return prompt, own + len(token_ids(prompt[len(rest) :]))
 
 
 def _tokens(text: str) -> int:

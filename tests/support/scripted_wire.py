@@ -41,7 +41,7 @@ class Wire:
 
     def word(self, request_id: bytes, index: int, word: str) -> bytes:
         field = b'"delta":{"content":"%s"}' if self._chat else b'"text":"%s"'
-        return self._event(request_id, index, field % word.encode(), b"null")
+        return self._event(request_id, index, field % _escaped(word), b"null")
 
     def end(self, request_id: bytes, index: int, finish_reason: str) -> bytes:
         field = b'"delta":{}' if self._chat else b'"text":""'
@@ -86,17 +86,13 @@ class Wire:
         return self._middle
 
 
+def _escaped(word: str) -> bytes:
+    """Inside of a JSON string. Nearly every word can stand there as it is."""
+    return word.encode() if word.isprintable() and '"' not in word and "\\" not in word else orjson.dumps(word)[1:-1]
+
+
 def error_body(status: int, message: str, param: str | None = None) -> bytes:
     kind = {400: "BadRequestError", 404: "NotFoundError", 429: "TooManyRequestsError"}.get(
         status, "InternalServerError"
     )
     return orjson.dumps({"error": {"message": message, "type": kind, "param": param, "code": status}})
-
-
-def embeddings_body(model: str, inputs: list[Any], prompt_tokens: int) -> bytes:
-    data = [
-        {"object": "embedding", "index": index, "embedding": [float(len(str(text)) % (7 + k)) for k in range(8)]}
-        for index, text in enumerate(inputs)
-    ]
-    usage = {"prompt_tokens": prompt_tokens, "total_tokens": prompt_tokens, "completion_tokens": 0}
-    return orjson.dumps({"object": "list", "data": data, "model": model, "usage": usage})

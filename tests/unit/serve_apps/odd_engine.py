@@ -18,6 +18,7 @@ class OddEngine:
     content_type: bytes = b"application/json"
     hold: bool = False
     bodies: list[bytes] = field(default_factory=list)
+    paths: list[str] = field(default_factory=list)
 
     async def __call__(self, scope: dict[str, Any], receive: Any, send: Any) -> None:
         if scope["type"] != "http":
@@ -27,6 +28,7 @@ class OddEngine:
             message = await receive()
             body, more = body + message.get("body", b""), message.get("more_body", False)
         self.bodies.append(body)
+        self.paths.append(scope["path"])
         if self.hold and not self.parts:
             await _client_left(receive)
             return

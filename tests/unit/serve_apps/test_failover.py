@@ -1,4 +1,6 @@
-"""Replicas that fail before the first byte are replaced unseen; after it the stream ends with an error event."""
+"""Replicas that fail before the first byte are replaced unseen; after it, with continuations off, the stream ends with
+an error event. (With them: test_going_on.py.)
+"""
 
 from __future__ import annotations
 
@@ -99,7 +101,7 @@ async def test_an_engine_that_dies_in_a_whole_answer_is_replaced(make_house: Mak
 
 
 async def test_dying_mid_stream_ends_the_stream_with_an_error(make_house: MakeHouse) -> None:
-    house = await make_house(replicas=0)
+    house = await make_house(replicas=0, gateway={"max_continuations": 0})
     with scripted_engine("--itl-ms", "20") as mortal:
         await house.replica("mortal", mortal.url)
         body = chat(stream=True, x_script={"die_after_tokens": 3})
@@ -115,7 +117,7 @@ async def test_dying_mid_stream_ends_the_stream_with_an_error(make_house: MakeHo
 
 
 async def test_the_official_client_notices_a_stream_that_broke(make_house: MakeHouse) -> None:
-    house = await make_house(replicas=0)
+    house = await make_house(replicas=0, gateway={"max_continuations": 0})
     with scripted_engine("--itl-ms", "20") as mortal:
         await house.replica("mortal", mortal.url)
         stream = await house.openai().chat.completions.create(
@@ -141,7 +143,7 @@ async def test_a_hung_replica_that_is_gone_lets_a_waiting_client_move_on(
 
 
 async def test_a_hung_replica_that_is_gone_ends_its_streams(make_house: MakeHouse) -> None:
-    house = await make_house(replicas=1)
+    house = await make_house(replicas=1, gateway={"max_continuations": 0})
     body = chat(stream=True, x_script={"hang_after_tokens": 2})
     async with house.session() as http, http.post(CHAT, json=body) as answer:
         assert b"w0" in await answer.content.readany()

@@ -12,13 +12,15 @@ import pytest
 
 from cluster.config import TribesConfig
 from cluster.scheduling import Refusal, TokenUsage
-from cluster.state import UsageRecord
+from cluster.state import Store, UsageRecord
 from cluster.vocabulary import RequestClass
 from serve_apps.gateway.auth import Caller
 from serve_apps.gateway.headless import Headless, Outcome
+from serve_apps.gateway.upstreams import Upstreams
 from tests.unit.serve_apps.harness import CHAT, chat, configuration
 from tests.unit.serve_apps.odd_engine import OddEngine
 from tests.unit.serve_apps.porch import StubLeases
+from tests.unit.serve_apps.scripted_upstream import ScriptedUpstream, whole
 from tests.unit.serve_apps.servers import Engine, eventually, served
 
 CALLER = Caller("a", "k", "flex")
@@ -30,6 +32,8 @@ class Bench:
     def __init__(self, folder: Path, *urls: str, refusal: Refusal | None = None, **sections: Any) -> None:
         self.config = TribesConfig.model_validate(configuration(folder, **sections))
         self.leases = StubLeases(list(urls), refusal)
+        self.store = Store(self.config.state.url)
+        self.store.create()
         self.billed: list[UsageRecord] = []
 
     async def run(
@@ -38,8 +42,13 @@ class Bench:
         raw = body if isinstance(body, bytes) else orjson.dumps(body)
         fields = {"request_id": "work-1", "deadline_at_s": None, **kwargs}
         async with aiohttp.ClientSession(auto_decompress=False) as session:
-            headless = Headless(session, self.config, self.billed.append)
-            return await headless.run(path, raw, CALLER, self.leases, request_class=request_class, **fields)  # type: ignore[arg-type]
+            upstreams = Upstreams(self.config, self.store, accepted_work=True)
+            await upstreams.start()
+            headless = Headless(session, self.config, self.billed.append, upstreams)
+            try:
+                return await headless.run(path, raw, CALLER, self.leases, request_class=request_class, **fields)  # type: ignore[arg-type]
+            finally:
+                await upstreams.close()
 
 
 PATHS = [
@@ -159,3 +168,22 @@ async def test_cancelling_aborts_the_engines_request_and_bills_nothing(tmp_path:
 
     await eventually(aborted)
     assert bench.billed == [] and len(bench.leases.released) == 1
+
+
+@pytest.mark.parametrize(("accepted_work", "status"), [(False, 429), (True, 200)])
+async def test_accepted_work_goes_upstream_only_where_that_is_said(
+    tmp_path: Path, accepted_work: bool, status: int
+) -> None:
+    far = ScriptedUpstream([whole()])
+    async with served(far) as url:
+        upstream = {
+            "base_url": f"{url}/v1",
+            "models": {"m": "their-m"},
+            "use": "on_overload",
+            "accepted_work": accepted_work,
+            "usd_per_mtok": {"input": 1, "output": 1},
+        }
+        bench = Bench(tmp_path, refusal=Refusal("t", 429, "queue_full", "no", 1.0), upstreams={"up": upstream})
+        outcome = await bench.run(chat())
+    assert (outcome.status, len(far.asked)) == (status, int(accepted_work))
+    assert [record.deployment for record in bench.billed] == (["upstream:up"] if accepted_work else [])
