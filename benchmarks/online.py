@@ -41,7 +41,7 @@ CASES = ("engine", "replicas")
 PAIRS, QUICK_PAIRS = 5, 2
 BARE, SERVE_DOOR, OWN_DOOR = "bare", "tribes", "tribes_own_door"
 SATURATION, CALM = 32, 8
-REQUESTS = {SATURATION: 96, CALM: 16}
+REQUESTS = {SATURATION: 64, CALM: 32}
 """Concurrency -> requests a run."""
 TOKENS = 32
 ONE, EIGHT = "one", "eight"
