@@ -57,8 +57,13 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> TribesConfig:
                     "replicas": {"min": 3, "max": 3, "drain_timeout_s": 30},
                 }
             },
-            # A stream here meets several deaths a second: more than the default would bear with one request.
-            "gateway": {"port": gateway, "max_continuations": 20, "max_attempts": 6},
+            # A stream here meets several deaths a second: more than the defaults would bear.
+            "gateway": {
+                "port": gateway,
+                "max_continuations": 20,
+                "max_attempts": 6,
+                "retries": {"floor_per_s": 20},
+            },
             "paths": {"data": str(folder / "data"), "models": str(folder / "models")},
             "ray": {"num_cpus": 4, "object_store_gib": 0.2, "port": ray, "dashboard_port": dashboard},
         }
