@@ -12,10 +12,11 @@ worker), what becomes of the answer.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -117,6 +118,23 @@ class Course:
             raise NotContinuableError("this kind of stream is not kept")
         return continuation(self.request.path, self.request.body, self.sent.story(), exact=exact)
 
+    @contextlib.contextmanager
+    def noting_its_end(self) -> Iterator[None]:
+        """Sets `status` by what the block raises."""
+        try:
+            yield
+        except ApiError as error:
+            self.status = error.status
+            raise
+        except asyncio.CancelledError:
+            # The client left, or the server ends the request: it shuts down, or tells in this way that the client left.
+            if not self.complete:
+                self.status = CLIENT_GONE_STATUS
+            raise
+        except Exception:
+            self.status = 500
+            raise
+
     def record(self) -> UsageRecord:
         usage = self.usage or TokenUsage()
         return UsageRecord(
@@ -179,18 +197,8 @@ class Courses:
             course.sent = SentStream()
         health.started()
         try:
-            await self._until_done(course, health, deliver)
-        except ApiError as error:
-            course.status = error.status
-            raise
-        except asyncio.CancelledError:
-            # The client left, or the server ends the request: it shuts down, or tells in this way that the client left.
-            if not course.complete:
-                course.status = CLIENT_GONE_STATUS
-            raise
-        except Exception:
-            course.status = 500
-            raise
+            with course.noting_its_end():
+                await self._until_done(course, health, deliver)
         finally:
             # An answer from elsewhere, if there is one, is no part of this.
             course.sent = course.stream = course.stall = None

@@ -13,10 +13,9 @@ Owns: that decision. Must not know: which upstreams there are, what they cost, h
 
 from __future__ import annotations
 
-import asyncio
 import time
 
-from serve_apps.gateway.course import CLIENT_GONE_STATUS, Course, CourseRunner, Deliver
+from serve_apps.gateway.course import Course, CourseRunner, Deliver
 from serve_apps.gateway.errors import ApiError
 from serve_apps.gateway.ready_replicas import ReadyReplicas
 from serve_apps.gateway.upstreams import Route, Upstreams
@@ -46,23 +45,13 @@ class WithUpstreams:
     async def run(self, course: Course, deliver: Deliver) -> None:
         """As the inner runner's, with an upstream in its place where that may be."""
         routes = self._upstreams.routes(course)
-        try:
+        with course.noting_its_end():
             if self._upstreams.alone(course.request.model):
                 await self._alone(course, deliver, routes)
             elif not routes:
                 await self._inner.run(course, deliver)
             else:
                 await self._first_ours(course, deliver, routes)
-        except ApiError as error:
-            course.status = error.status
-            raise
-        except asyncio.CancelledError:
-            if not course.complete:
-                course.status = CLIENT_GONE_STATUS
-            raise
-        except Exception:
-            course.status = 500
-            raise
 
     async def _alone(self, course: Course, deliver: Deliver, routes: list[Route]) -> None:
         if not routes:
