@@ -23,7 +23,7 @@ from serve_apps.deferred.shop import Shop
 from serve_apps.deferred.slots import Slots
 from serve_apps.deferred.worker import Worker
 from serve_apps.gateway.headless import Headless
-from serve_apps.gateway.upstreams import Upstreams
+from serve_apps.gateway.upstreams.routes import Upstreams
 from serve_apps.leases import LeaseClient
 from serve_apps.names import ensure_dispatcher
 

@@ -30,7 +30,7 @@ from cluster.vocabulary import RequestClass
 from serve_apps.deferred import offline_job, results
 from serve_apps.deferred.lines import Place, read_some
 from serve_apps.deferred.shop import Shop
-from serve_apps.gateway.files_api import FILE_KIND
+from serve_apps.gateway.apis.files import FILE_KIND
 
 JOB = "job"
 _BILLED_AT_ONCE = 1000

@@ -19,13 +19,13 @@ from cluster.files import FileStore
 from cluster.state import Store, UsageRecord
 from cluster.state.deferred import DeferredStore
 from serve_apps.gateway.auth import Caller, KeyRing
-from serve_apps.gateway.background_api import Background, Place, place_of
-from serve_apps.gateway.batches_api import BatchesApi
+from serve_apps.gateway.apis.background import Background, Place, place_of
+from serve_apps.gateway.apis.batches import BatchesApi
 from serve_apps.gateway.catalogue import Catalogue
-from serve_apps.gateway.course import Courses
+from serve_apps.gateway.courses.course import Courses
 from serve_apps.gateway.doors import DOORS
 from serve_apps.gateway.errors import ApiError
-from serve_apps.gateway.files_api import FilesApi
+from serve_apps.gateway.apis.files import FilesApi
 from serve_apps.gateway.hints import Hints
 from serve_apps.gateway.http import (
     JSON_HEADERS,
@@ -41,12 +41,12 @@ from serve_apps.gateway.http import (
     send_response,
 )
 from serve_apps.gateway.ledger import Ledger
-from serve_apps.gateway.regions import Regions
+from serve_apps.gateway.regions.router import Regions
 from serve_apps.gateway.relay import Relay
 from serve_apps.gateway.request import parse_request
-from serve_apps.gateway.upstream_courses import WithUpstreams
-from serve_apps.gateway.upstreams import Upstreams
-from serve_apps.gateway.usage_api import UsageApi
+from serve_apps.gateway.upstreams.courses import WithUpstreams
+from serve_apps.gateway.upstreams.routes import Upstreams
+from serve_apps.gateway.apis.usage import UsageApi
 from serve_apps.leases import LeaseClient, RefusedError
 
 MAX_UPSTREAM_CONNECTIONS = 0

@@ -20,7 +20,7 @@ from cluster.config import TribesConfig
 from cluster.metrics.requests import RequestMetrics
 from cluster.state import Store
 from serve_apps.gateway.asgi import Gateway
-from serve_apps.gateway.metrics_page import MetricsPage
+from serve_apps.gateway.apis.metrics_page import MetricsPage
 from serve_apps.leases import LeaseClient
 from serve_apps.names import ensure_dispatcher
 

@@ -3,7 +3,7 @@
 A run that ends without an answer worth keeping (refused, replicas failed, cancelled) is not billed: the worker runs the
 same work again under the same id, and the ledger keeps one record an id.
 
-Owns: what a worker sees of one generation request. Must not know: leases and retries (course.py), the work's rows.
+Owns: what a worker sees of one generation request. Must not know: leases and retries (courses/course.py), the work's rows.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from cluster.state import UsageRecord
 from cluster.vocabulary import RequestClass
 from serve_apps.gateway.auth import Caller
 from serve_apps.gateway.catalogue import Catalogue
-from serve_apps.gateway.course import Course, CourseRunner, Courses
+from serve_apps.gateway.courses.course import Course, CourseRunner, Courses
 from serve_apps.gateway.doors import BY_PATH, DOORS
-from serve_apps.gateway.engine_call import Answer
+from serve_apps.gateway.courses.engine_call import Answer
 from serve_apps.gateway.errors import ApiError
 from serve_apps.gateway.hints import Hints
 from serve_apps.gateway.request import parse_request
 from serve_apps.gateway.sse import patch_tier
 from serve_apps.gateway.streams import body_usage_for
-from serve_apps.gateway.upstream_courses import WithUpstreams
-from serve_apps.gateway.upstreams import Upstreams
+from serve_apps.gateway.upstreams.courses import WithUpstreams
+from serve_apps.gateway.upstreams.routes import Upstreams
 from serve_apps.leases import LeaseClient
 
 PATIENCE_S = 3600.0

@@ -1,6 +1,6 @@
 """The front of a course towards an HTTP client: the engine's bytes as they come, or an error in the shape of its API.
 
-Owns: what the client sees of one generation request. Must not know: leases and retries (course.py), routes,
+Owns: what the client sees of one generation request. Must not know: leases and retries (courses/course.py), routes,
 authentication.
 """
 
@@ -14,14 +14,14 @@ from functools import partial
 from cluster.scheduling import TokenUsage
 from cluster.state import UsageRecord
 from serve_apps.gateway.auth import Caller
-from serve_apps.gateway.course import Course, CourseRunner
-from serve_apps.gateway.engine_call import Answer, EventsAnswer, ReplicaFailedError
+from serve_apps.gateway.courses.course import Course, CourseRunner
+from serve_apps.gateway.courses.engine_call import Answer, EventsAnswer, ReplicaFailedError
 from serve_apps.gateway.error_shapes import as_event
 from serve_apps.gateway.errors import ApiError
 from serve_apps.gateway.http import ClientGoneError, Headers, Receive, Send, cancelled_on_disconnect, send_error
 from serve_apps.gateway.limits import rate_limit_headers
 from serve_apps.gateway.request import GenerationRequest
-from serve_apps.gateway.sent import failure_in
+from serve_apps.gateway.courses.sent import failure_in
 from serve_apps.gateway.sse import patch_tier
 from serve_apps.gateway.streams import body_usage_for, stream_for
 from serve_apps.leases import LeaseClient

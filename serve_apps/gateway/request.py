@@ -13,7 +13,8 @@ from typing import Any
 import orjson
 
 from cluster.vocabulary import SERVICE_TIERS, RequestClass
-from serve_apps.gateway import messages_api, salt
+from serve_apps.gateway import salt
+from serve_apps.gateway.apis import messages
 from serve_apps.gateway.auth import Caller
 from serve_apps.gateway.catalogue import TIERS, Catalogue, Offer
 from serve_apps.gateway.doors import BY_PATH, DOORS, RESPONSES_PATH, Door
@@ -123,7 +124,7 @@ def _session(door: Door, parsed: Mapping[str, Any], hints: Hints) -> str | None:
     if not door.metered:
         return None
     if door.anthropic:
-        return messages_api.session_of(parsed, hints)
+        return messages.session_of(parsed, hints)
     return session_of(parsed, parsed.get(door.leading) if door.leading else None, hints)
 
 
@@ -181,7 +182,7 @@ def _object(raw: bytes) -> dict[str, Any]:
 def _asked_tier(door: Door, parsed: Mapping[str, Any], caller: Caller) -> str:
     """The tier that the client names; the tenant's own where it names none or `auto`."""
     if door.anthropic:
-        return messages_api.asked_tier(parsed, caller)
+        return messages.asked_tier(parsed, caller)
     tier = parsed.get("service_tier")
     if tier is None or tier == "auto":
         return caller.default_tier

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import orjson
 
 from cluster.scheduling import TokenUsage
-from serve_apps.gateway import messages_api
+from serve_apps.gateway.apis import messages
 from serve_apps.gateway.doors import BY_PATH, MESSAGES_PATH, RESPONSES_PATH
 from serve_apps.gateway.request import GenerationRequest
 from serve_apps.gateway.sse import EventStream, ResponseEventStream, read_usage
@@ -34,7 +34,7 @@ def stream_for(request: GenerationRequest) -> AnswerStream:
     if request.path == RESPONSES_PATH:
         return ResponseEventStream()
     if request.path == MESSAGES_PATH:
-        return messages_api.MessageEventStream()
+        return messages.MessageEventStream()
     return EventStream(request.tier, request.wants_usage)
 
 
@@ -54,7 +54,7 @@ def _usage_in(request: GenerationRequest, answer: Any) -> TokenUsage | None:
         return _usage_of_items(answer, request.body)
     if not isinstance(answer, dict):
         return None
-    read = messages_api.read_usage if request.path == MESSAGES_PATH else read_usage
+    read = messages.read_usage if request.path == MESSAGES_PATH else read_usage
     return read(answer.get("usage"))
 
 

@@ -19,7 +19,7 @@ from cluster.scheduling import Refusal
 from cluster.state import UsageRecord
 from cluster.state.deferred import DeferredStore
 from cluster.vocabulary import RequestClass
-from serve_apps.gateway import background_api
+from serve_apps.gateway.apis import background
 from serve_apps.gateway.auth import Caller
 from serve_apps.gateway.headless import Headless
 from tests.unit.serve_apps.conftest import MakeHouse
@@ -273,7 +273,7 @@ async def test_the_answer_waits_for_the_commit(tmp_path: Path, monkeypatch: pyte
     ],
 )
 def test_places(path: str, place: Any) -> None:
-    assert background_api.place_of(path) == place
+    assert background.place_of(path) == place
 
 
 async def test_the_whole_way_with_the_real_worker(make_house: MakeHouse, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cluster.scheduling import TokenUsage
-from serve_apps.gateway.continuation import (
+from serve_apps.gateway.courses.continuation import (
     COMPLETIONS_PATH,
     Continuation,
     NotContinuableError,
@@ -25,10 +25,10 @@ from serve_apps.gateway.continuation import (
     lacks_only_the_end,
 )
 from serve_apps.gateway.doors import CHAT_PATH, RESPONSES_PATH
-from serve_apps.gateway.joined import DivergedError, JoinedStream, last_events
-from serve_apps.gateway.sent import FOLD_BYTES, SentStream, Story, failure_in
+from serve_apps.gateway.courses.joined import DivergedError, JoinedStream, last_events
+from serve_apps.gateway.courses.sent import FOLD_BYTES, SentStream, Story, failure_in
 from serve_apps.gateway.sse import EventStream
-from serve_apps.gateway.tokens import tokens_of
+from serve_apps.gateway.courses.tokens import tokens_of
 from tests.support.scripted_engine import stream_events
 from tests.support.scripted_script import PrefixCache, Script, make_plan
 from tests.support.scripted_text import token_ids

@@ -86,7 +86,7 @@ async def test_requests_that_come_while_it_is_away(make_house: MakeHouse) -> Non
 
 
 async def test_a_dispatcher_that_stays_away_is_a_503(make_house: MakeHouse, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("serve_apps.gateway.attempt.ACQUIRE_SLACK_S", 0.1)
+    monkeypatch.setattr("serve_apps.gateway.courses.attempt.ACQUIRE_SLACK_S", 0.1)
     house = await make_house(scheduling={"classes": {"online": {"max_wait_s": 0.2}}})
     house.handles["m"].kill()
     status, body = await house.ask()

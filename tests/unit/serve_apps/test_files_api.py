@@ -53,7 +53,7 @@ async def test_files_expire(house: House, monkeypatch: pytest.MonkeyPatch) -> No
     assert short.expires_at is not None and short.expires_at - short.created_at == 3600
     assert month.expires_at is not None and month.expires_at - month.created_at == 30 * 86400
     now_s = time.time()
-    monkeypatch.setattr("serve_apps.gateway.files_api.time.time", lambda: now_s + 3700)
+    monkeypatch.setattr("serve_apps.gateway.apis.files.time.time", lambda: now_s + 3700)
     with pytest.raises(openai.NotFoundError):
         await client.files.retrieve(short.id)
     assert [file.id async for file in client.files.list()] == [month.id]

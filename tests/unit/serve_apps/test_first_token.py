@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from cluster.scheduling import TokenUsage
-from serve_apps.gateway.tickets import with_first_token
+from serve_apps.gateway.courses.tickets import with_first_token
 from serve_apps.messages import Exchange
 
 

@@ -12,7 +12,7 @@ import orjson
 import pytest
 
 from cluster.scheduling import TokenUsage
-from serve_apps.gateway.engine_call import StallWatch
+from serve_apps.gateway.courses.engine_call import StallWatch
 from tests.support.scripted_script import Script
 from tests.unit.serve_apps.conftest import MakeHouse
 from tests.unit.serve_apps.harness import CHAT, chat

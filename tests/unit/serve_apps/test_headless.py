@@ -16,7 +16,7 @@ from cluster.state import Store, UsageRecord
 from cluster.vocabulary import RequestClass
 from serve_apps.gateway.auth import Caller
 from serve_apps.gateway.headless import Headless, Outcome
-from serve_apps.gateway.upstreams import Upstreams
+from serve_apps.gateway.upstreams.routes import Upstreams
 from tests.unit.serve_apps.harness import CHAT, chat, configuration
 from tests.unit.serve_apps.odd_engine import OddEngine
 from tests.unit.serve_apps.porch import StubLeases

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from serve_apps.gateway.hedging import Claim, first_to_begin
+from serve_apps.gateway.courses.hedging import Claim, first_to_begin
 from tests.unit.serve_apps.harness import CHAT, chat
 from tests.unit.serve_apps.mortal_engine import Fate, MortalEngine, cuts
 from tests.unit.serve_apps.servers import eventually

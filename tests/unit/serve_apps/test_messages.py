@@ -15,7 +15,7 @@ from cluster.vocabulary import RequestClass
 from serve_apps.gateway.auth import Caller
 from serve_apps.gateway.catalogue import Catalogue
 from serve_apps.gateway.hints import Hints
-from serve_apps.gateway.messages_api import MessageEventStream, read_usage
+from serve_apps.gateway.apis.messages import MessageEventStream, read_usage
 from serve_apps.gateway.request import GenerationRequest, parse_request
 from tests.unit.serve_apps.conftest import MakeHouse
 from tests.unit.serve_apps.harness import configuration

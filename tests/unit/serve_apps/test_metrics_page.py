@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from serve_apps.gateway.metrics_page import merge
+from serve_apps.gateway.apis.metrics_page import merge
 
 HEAD = "# HELP ray_tribes_requests_total Finished requests\n# TYPE ray_tribes_requests_total counter\n"
 A = (

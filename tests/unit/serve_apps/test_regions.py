@@ -16,8 +16,8 @@ import pytest
 
 from cluster.vocabulary import RequestClass
 from serve_apps.gateway import ready_replicas
-from serve_apps.gateway.region_choice import AwaySessions, Distance, choose
-from serve_apps.gateway.region_load import PREFILL_MEMORY_S, QUEUE_MEMORY_S, RegionLoad
+from serve_apps.gateway.regions.choice import AwaySessions, Distance, choose
+from serve_apps.gateway.regions.load import PREFILL_MEMORY_S, QUEUE_MEMORY_S, RegionLoad
 from tests.unit.serve_apps.harness import CHAT, House, chat, configuration
 from tests.unit.serve_apps.scripted_upstream import ScriptedUpstream, failing
 from tests.unit.serve_apps.servers import Engine, eventually, served

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from cluster.config import TribesConfig
-from serve_apps.gateway.breakers import FORGET_S, Breakers
-from serve_apps.gateway.retry_budget import MOST_PATIENCE_S, WINDOW_S, RetryBudget
+from serve_apps.gateway.courses.breakers import FORGET_S, Breakers
+from serve_apps.gateway.courses.retry_budget import MOST_PATIENCE_S, WINDOW_S, RetryBudget
 from tests.unit.serve_apps.harness import configuration
 
 # --- the budget -------------------------------------------------------------------------------------------------------

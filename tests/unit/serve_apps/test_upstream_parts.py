@@ -20,12 +20,13 @@ from cluster.config import SecretRef, TenantUpstreamConfig, TribesConfig
 from cluster.metrics import requests
 from cluster.scheduling import TokenUsage
 from cluster.state import Store
-from serve_apps.gateway import upstream_books, upstream_secrets
-from serve_apps.gateway.upstream_answer import UpstreamEvents, UpstreamFailedError
-from serve_apps.gateway.upstream_books import UpstreamBooks
-from serve_apps.gateway.upstream_errors import BUSY_PAUSE_S, retry_after_s
-from serve_apps.gateway.upstream_secrets import NoSecretError, Secret
-from serve_apps.gateway.upstream_spending import LEDGER_LAG_S, UpstreamSpending
+from serve_apps.gateway.upstreams import books as books_module
+from serve_apps.gateway.upstreams import secrets as secrets_module
+from serve_apps.gateway.upstreams.answer import UpstreamEvents, UpstreamFailedError
+from serve_apps.gateway.upstreams.books import UpstreamBooks
+from serve_apps.gateway.upstreams.errors import BUSY_PAUSE_S, retry_after_s
+from serve_apps.gateway.upstreams.secrets import NoSecretError, Secret
+from serve_apps.gateway.upstreams.spending import LEDGER_LAG_S, UpstreamSpending
 from tests.unit.serve_apps.harness import configuration
 from tests.unit.serve_apps.scripted_upstream import event, piece, streamed
 from tests.unit.state.records import record
@@ -104,7 +105,7 @@ def test_a_key_comes_from_where_it_is_said_to_be(tmp_path: Path, monkeypatch: py
     from_file = Secret(SecretRef(file=file))
     assert from_file.value() == "sk-3"
     file.write_text("sk-4\n")
-    monkeypatch.setattr(upstream_secrets, "FRESH_S", -1.0)
+    monkeypatch.setattr(secrets_module, "FRESH_S", -1.0)
     assert from_file.value() == "sk-4"
 
 
@@ -154,15 +155,15 @@ async def test_while_the_store_is_away_budgets_hold_for_a_minute(
     def away(*_: object) -> None:
         raise OperationalError("", {}, Exception())
 
-    monkeypatch.setattr(upstream_books, "read_books", away)
-    now_s += upstream_books.TRUSTED_S
+    monkeypatch.setattr(books_module, "read_books", away)
+    now_s += books_module.TRUSTED_S
     await books.look()
     assert code() is None
     now_s += 1.0
     await books.look()
     assert code() == "store_unavailable"
     monkeypatch.undo()
-    now_s += upstream_books.FRESH_S + 1.0
+    now_s += books_module.FRESH_S + 1.0
     await books.look()
     assert code() is None
 

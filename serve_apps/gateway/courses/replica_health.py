@@ -8,8 +8,8 @@ from __future__ import annotations
 import time
 
 from cluster.config import TribesConfig
-from serve_apps.gateway.breakers import Breakers
-from serve_apps.gateway.retry_budget import RetryBudget
+from serve_apps.gateway.courses.breakers import Breakers
+from serve_apps.gateway.courses.retry_budget import RetryBudget
 
 HEDGE_FLOOR_PER_S = 0.1
 """One hedge in ten seconds is always allowed: an idle gateway has too few requests for a share of them to be one."""

@@ -19,10 +19,10 @@ from cluster.state.deferred_batches import Batch, InputGoneError, TooManyBatches
 from cluster.state.ids import is_id, new_id
 from serve_apps.gateway.auth import Caller
 from serve_apps.gateway.errors import ApiError
-from serve_apps.gateway.files_api import FILE_KIND, no_such_file
+from serve_apps.gateway.apis.files import FILE_KIND, no_such_file
 from serve_apps.gateway.http import JSON_HEADERS, Receive, Scope, Send, header, read_body, send_response
-from serve_apps.gateway.pages import after_of, lifetime_of, limit_of, page, query_of
-from serve_apps.gateway.stores import answered_when_away
+from serve_apps.gateway.apis.pages import after_of, lifetime_of, limit_of, page, query_of
+from serve_apps.gateway.apis.stores import answered_when_away
 
 BATCH_KIND = "batch_"
 ENDPOINTS = ("/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/responses")

@@ -1,7 +1,7 @@
 """Upstreams of one process: who may serve a request besides our replicas, and a request served by the first that does.
 
 Owns: which upstream may be asked for whom (configuration, budgets, health), and what an answer costs. Must not know:
-when requests of ours go there (upstream_courses.py), what goes over the wire (upstream_client.py).
+when requests of ours go there (courses.py), what goes over the wire (client.py).
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from cluster.config import ANY_UPSTREAM, TenantUpstreamConfig, TribesConfig, Ups
 from cluster.scheduling import Lease, Ticket, TokenUsage
 from cluster.state import Store
 from cluster.vocabulary import UPSTREAM_PREFIX
-from serve_apps.gateway.course import Course, Deliver
+from serve_apps.gateway.courses.course import Course, Deliver
 from serve_apps.gateway.errors import ApiError
-from serve_apps.gateway.upstream_answer import UpstreamFailedError
-from serve_apps.gateway.upstream_books import BUSY_RETRY_S, UpstreamBooks
-from serve_apps.gateway.upstream_client import UpstreamClient
+from serve_apps.gateway.upstreams.answer import UpstreamFailedError
+from serve_apps.gateway.upstreams.books import BUSY_RETRY_S, UpstreamBooks
+from serve_apps.gateway.upstreams.client import UpstreamClient
 from serve_apps.messages import Grant
 
 _PLAIN = TenantUpstreamConfig()

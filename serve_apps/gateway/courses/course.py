@@ -25,23 +25,23 @@ import aiohttp
 from cluster.config import TribesConfig
 from cluster.scheduling import TokenUsage
 from cluster.state import UsageRecord
-from serve_apps.gateway.attempts import Attempts
+from serve_apps.gateway.courses.attempts import Attempts
 from serve_apps.gateway.auth import Caller
-from serve_apps.gateway.continuation import (
+from serve_apps.gateway.courses.continuation import (
     PATHS,
     Continuation,
     NotContinuableError,
     continuation,
     lacks_only_the_end,
 )
-from serve_apps.gateway.endings import end
-from serve_apps.gateway.engine_call import BROKEN, RETRY_AFTER_S, Answer, ReplicaFailedError, StallWatch, broken
+from serve_apps.gateway.courses.endings import end
+from serve_apps.gateway.courses.engine_call import BROKEN, RETRY_AFTER_S, Answer, ReplicaFailedError, StallWatch, broken
 from serve_apps.gateway.errors import ApiError
-from serve_apps.gateway.joined import DivergedError
+from serve_apps.gateway.courses.joined import DivergedError
 from serve_apps.gateway.recent_refusals import Kind, RecentRefusals
-from serve_apps.gateway.replica_health import ReplicaHealth
+from serve_apps.gateway.courses.replica_health import ReplicaHealth
 from serve_apps.gateway.request import GenerationRequest
-from serve_apps.gateway.sent import SentStream
+from serve_apps.gateway.courses.sent import SentStream
 from serve_apps.gateway.streams import AnswerStream
 from serve_apps.leases import LeaseClient, Progress
 from serve_apps.messages import Grant
@@ -163,7 +163,7 @@ on."""
 
 
 class CourseRunner(Protocol):
-    """Takes requests to their end: `Courses`, or what goes on where that gives up (upstream_courses.py)."""
+    """Takes requests to their end: `Courses`, or what goes on where that gives up (upstreams/courses.py)."""
 
     def check(self, course: Course) -> None: ...
 

@@ -16,9 +16,9 @@ import aiohttp
 
 from cluster.engines import engine_path, takes_cache_salt
 from cluster.scheduling import Ticket, TokenUsage
-from serve_apps.gateway.continuation import Continuation, NotContinuableError
-from serve_apps.gateway.endings import end
-from serve_apps.gateway.engine_call import (
+from serve_apps.gateway.courses.continuation import Continuation, NotContinuableError
+from serve_apps.gateway.courses.endings import end
+from serve_apps.gateway.courses.engine_call import (
     EngineCalls,
     EventsAnswer,
     ReplicaFailedError,
@@ -27,15 +27,15 @@ from serve_apps.gateway.engine_call import (
     broken,
 )
 from serve_apps.gateway.errors import ApiError
-from serve_apps.gateway.hedging import Claim, beginning_with
-from serve_apps.gateway.joined import JoinedStream
-from serve_apps.gateway.replica_health import ReplicaHealth
+from serve_apps.gateway.courses.hedging import Claim, beginning_with
+from serve_apps.gateway.courses.joined import JoinedStream
+from serve_apps.gateway.courses.replica_health import ReplicaHealth
 from serve_apps.gateway.salt import with_salt
-from serve_apps.gateway.tickets import used_now, with_first_token
+from serve_apps.gateway.courses.tickets import used_now, with_first_token
 from serve_apps.messages import Grant
 
 if TYPE_CHECKING:
-    from serve_apps.gateway.course import Course, Deliver
+    from serve_apps.gateway.courses.course import Course, Deliver
 
 ACQUIRE_SLACK_S = 10.0
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from cluster.scheduling import Ticket, TokenUsage
 
 if TYPE_CHECKING:
-    from serve_apps.gateway.course import Course
+    from serve_apps.gateway.courses.course import Course
 
 
 def ticket_of(course: Course, attempt: str, expires_at_s: float, avoid: tuple[str, ...]) -> Ticket:

@@ -1,6 +1,6 @@
 """What an upstream's error answers mean, and how much of them a client may hear.
 
-Owns: that table (upstream_client.py shows it), Retry-After, and keeping keys and addresses out of messages. Must not
+Owns: that table (client.py shows it), Retry-After, and keeping keys and addresses out of messages. Must not
 know: who is asked next.
 """
 
@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 import aiohttp
 
 from serve_apps.gateway.errors import ApiError, engine_error
-from serve_apps.gateway.upstream_answer import UpstreamFailedError
+from serve_apps.gateway.upstreams.answer import UpstreamFailedError
 
 ACCOUNT_PAUSE_S = 60.0
 BUSY_PAUSE_S = 5.0

@@ -77,7 +77,7 @@ class UpstreamEvents:
 
 
 class UpstreamAnswer:
-    """An `Answer` (engine_call.py). `on_first` is called whenever some of it is here."""
+    """An `Answer` (courses/engine_call.py). `on_first` is called whenever some of it is here."""
 
     def __init__(
         self, upstream: str, answer: aiohttp.ClientResponse, prompt_tokens: int, on_first: Callable[[], None]

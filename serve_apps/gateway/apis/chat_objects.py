@@ -11,7 +11,7 @@ from typing import Any
 import orjson
 
 from cluster.state.deferred import BackgroundRow
-from serve_apps.gateway.stored import engine_object, failure
+from serve_apps.gateway.apis.stored import engine_object, failure
 
 ID_PREFIX = "chatcmpl-"
 NOUN = "Chat completion"

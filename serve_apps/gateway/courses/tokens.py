@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 
-from serve_apps.gateway.continuation import Continuation, Tokens
+from serve_apps.gateway.courses.continuation import Continuation, Tokens
 from serve_apps.gateway.doors import CHAT_PATH
 
 Tokenize = Callable[[str, bool], Awaitable[list[int] | None]]

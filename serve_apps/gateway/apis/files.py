@@ -24,9 +24,9 @@ from cluster.state.ids import is_id, new_id
 from serve_apps.gateway.auth import Caller
 from serve_apps.gateway.errors import ApiError
 from serve_apps.gateway.http import JSON_HEADERS, Receive, Scope, Send, header, send_response
-from serve_apps.gateway.multipart import Form, read_form
-from serve_apps.gateway.pages import after_of, lifetime_of, limit_of, page, query_of
-from serve_apps.gateway.stores import answered_when_away
+from serve_apps.gateway.apis.multipart import Form, read_form
+from serve_apps.gateway.apis.pages import after_of, lifetime_of, limit_of, page, query_of
+from serve_apps.gateway.apis.stores import answered_when_away
 
 FILE_KIND = "file-"
 OUTPUT_PURPOSE = "batch_output"

@@ -5,7 +5,7 @@ client's own key (or the one that the configuration names), and its bytes come b
 and billed there. A request that a peer has sent is never sent on. Where the chosen peer does not take it, it runs here.
 
 Owns: what this region expects, the choice applied, the passage of bytes. Must not know: the order of choice
-(region_choice.py), connections (region_peer.py).
+(choice.py), connections (peer.py).
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from serve_apps.gateway.error_shapes import as_event
 from serve_apps.gateway.errors import ApiError
 from serve_apps.gateway.http import ClientGoneError, Message, Receive, Send, cancelled_on_disconnect
 from serve_apps.gateway.ready_replicas import ReadyReplicas
-from serve_apps.gateway.region_choice import AwaySessions, choose
-from serve_apps.gateway.region_load import Kind, RegionLoad
-from serve_apps.gateway.region_peer import FORWARDED_FROM, PeerRefusedError, RegionPeer
+from serve_apps.gateway.regions.choice import AwaySessions, choose
+from serve_apps.gateway.regions.load import Kind, RegionLoad
+from serve_apps.gateway.regions.peer import FORWARDED_FROM, PeerRefusedError, RegionPeer
 from serve_apps.gateway.request import GenerationRequest
 from serve_apps.leases import LeaseClient
 

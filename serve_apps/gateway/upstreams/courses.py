@@ -15,10 +15,10 @@ from __future__ import annotations
 
 import time
 
-from serve_apps.gateway.course import Course, CourseRunner, Deliver
+from serve_apps.gateway.courses.course import Course, CourseRunner, Deliver
 from serve_apps.gateway.errors import ApiError
 from serve_apps.gateway.ready_replicas import ReadyReplicas
-from serve_apps.gateway.upstreams import Route, Upstreams
+from serve_apps.gateway.upstreams.routes import Route, Upstreams
 
 _OVERLOAD = frozenset({"queue_full", "shed", "queue_timeout"})
 _FAILURE = frozenset({"replica_failed", "dispatcher_unavailable", "class_not_served"})

@@ -16,10 +16,10 @@ import aiohttp
 import orjson
 
 from cluster.config import TribesConfig
-from serve_apps.gateway.continuation import Continuation, Tokens
+from serve_apps.gateway.courses.continuation import Continuation, Tokens
 from serve_apps.gateway.doors import CHAT_PATH
 from serve_apps.gateway.errors import ApiError, engine_error
-from serve_apps.gateway.tokens import tokens_of
+from serve_apps.gateway.courses.tokens import tokens_of
 from serve_apps.leases import Progress
 from serve_apps.messages import Grant
 

@@ -22,9 +22,9 @@ import orjson
 
 from cluster.config import PeerConfig
 from cluster.vocabulary import RequestClass
-from serve_apps.gateway.region_choice import Distance
-from serve_apps.gateway.region_load import Kind
-from serve_apps.gateway.upstream_secrets import NoSecretError, Secret
+from serve_apps.gateway.regions.choice import Distance
+from serve_apps.gateway.regions.load import Kind
+from serve_apps.gateway.upstreams.secrets import NoSecretError, Secret
 
 FRESH_PROBES = 3
 """A peer whose last good answer is older than so many probes is not healthy."""

@@ -23,7 +23,7 @@ from cluster.scheduling.limits import DAY_S, TenantAccount
 from cluster.state import Period, Spent, Store
 from cluster.vocabulary import UPSTREAM_PREFIX
 from serve_apps.gateway.request import GenerationRequest
-from serve_apps.gateway.upstream_spending import UpstreamSpending
+from serve_apps.gateway.upstreams.spending import UpstreamSpending
 
 FRESH_S = 5.0
 TRUSTED_S = 60.0

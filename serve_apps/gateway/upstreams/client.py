@@ -20,14 +20,14 @@ import time
 import aiohttp
 
 from cluster.config import UpstreamConfig
-from serve_apps.gateway.breakers import Breakers
-from serve_apps.gateway.course import Course, Deliver
-from serve_apps.gateway.engine_call import ReplicaFailedError
+from serve_apps.gateway.courses.breakers import Breakers
+from serve_apps.gateway.courses.course import Course, Deliver
+from serve_apps.gateway.courses.engine_call import ReplicaFailedError
 from serve_apps.gateway.errors import ApiError
-from serve_apps.gateway.upstream_answer import UpstreamAnswer, UpstreamFailedError
-from serve_apps.gateway.upstream_body import upstream_body
-from serve_apps.gateway.upstream_errors import failure_of
-from serve_apps.gateway.upstream_secrets import NoSecretError, Secret
+from serve_apps.gateway.upstreams.answer import UpstreamAnswer, UpstreamFailedError
+from serve_apps.gateway.upstreams.body import upstream_body
+from serve_apps.gateway.upstreams.errors import failure_of
+from serve_apps.gateway.upstreams.secrets import NoSecretError, Secret
 
 FAILURES = 5
 FIRST_PAUSE_S = 5.0

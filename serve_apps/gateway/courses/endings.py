@@ -8,12 +8,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from cluster.scheduling import TokenUsage
-from serve_apps.gateway.engine_call import EventsAnswer
-from serve_apps.gateway.hedging import beginning_with
-from serve_apps.gateway.joined import EndedStream, last_events
+from serve_apps.gateway.courses.engine_call import EventsAnswer
+from serve_apps.gateway.courses.hedging import beginning_with
+from serve_apps.gateway.courses.joined import EndedStream, last_events
 
 if TYPE_CHECKING:
-    from serve_apps.gateway.course import Course, Deliver
+    from serve_apps.gateway.courses.course import Course, Deliver
 
 
 async def end(course: Course, finish_reason: str | None, seen: TokenUsage, deliver: Deliver) -> None:

@@ -14,18 +14,18 @@ import aiohttp
 
 from cluster.config import TribesConfig
 from cluster.scheduling import Ticket
-from serve_apps.gateway.attempt import Attempt, Tools
-from serve_apps.gateway.engine_call import EngineCalls
+from serve_apps.gateway.courses.attempt import Attempt, Tools
+from serve_apps.gateway.courses.engine_call import EngineCalls
 from serve_apps.gateway.errors import ApiError
-from serve_apps.gateway.hedging import Claim, first_to_begin
+from serve_apps.gateway.courses.hedging import Claim, first_to_begin
 from serve_apps.gateway.recent_refusals import RecentRefusals
-from serve_apps.gateway.replica_health import ReplicaHealth
-from serve_apps.gateway.tickets import ticket_of
+from serve_apps.gateway.courses.replica_health import ReplicaHealth
+from serve_apps.gateway.courses.tickets import ticket_of
 from serve_apps.leases import RefusedError
 from serve_apps.messages import Grant
 
 if TYPE_CHECKING:
-    from serve_apps.gateway.course import Course, Deliver
+    from serve_apps.gateway.courses.course import Course, Deliver
 
 ON_ARRIVAL_S = 0.5
 """A refusal that takes longer is about a request that waited, and says nothing about new ones."""

@@ -20,7 +20,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from cluster.config.services import BatchesConfig
 from cluster.state.deferred import BackgroundRow, DeferredStore, TooManyBackgroundError
 from cluster.state.ids import is_id
-from serve_apps.gateway import chat_objects, responses_api
+from serve_apps.gateway.apis import chat_objects, responses
 from serve_apps.gateway.auth import Caller
 from serve_apps.gateway.doors import CHAT_PATH, RESPONSES_PATH
 from serve_apps.gateway.errors import ApiError
@@ -29,7 +29,7 @@ from serve_apps.gateway.request import GenerationRequest
 LIFE_S = 24 * 3600.0
 """From acceptance on: what has not run by then ends as incomplete."""
 RETRY_AFTER_S = 10.0
-_KINDS = {RESPONSES_PATH: responses_api, CHAT_PATH: chat_objects}
+_KINDS = {RESPONSES_PATH: responses, CHAT_PATH: chat_objects}
 
 
 class Place(NamedTuple):
