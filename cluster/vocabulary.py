@@ -20,6 +20,9 @@ class RequestClass(StrEnum):
 SERVICE_TIERS: Final[tuple[str, ...]] = ("auto", "default", "priority", "flex")
 """The values of OpenAI's `service_tier` that a client may send."""
 
+DEFAULT_TENANT: Final = "default"
+"""Whose key a local cluster makes for its owner. An operator, unless the configuration says otherwise."""
+
 UPSTREAM_PREFIX: Final = "upstream:"
 """Before an upstream's name where usage and metrics name a deployment. No deployment can be called so."""
 

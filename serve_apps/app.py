@@ -15,19 +15,27 @@ from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
 from cluster.config import DeploymentConfig, TribesConfig, load_config
 from serve_apps.autoscale import BacklogPolicy
 from serve_apps.deferred.deployment import DeferredWorker
+from serve_apps.fork_hosts import ForkHosts, forked_deployments
+from serve_apps.gateway import serve_ingress
 from serve_apps.gateway.deployment import GatewayDeployment, OwnDoor
 from serve_apps.names import GATEWAY
 from serve_apps.replica import EngineReplica
 
 STREAMS_PER_GATEWAY = 100_000
 """Serve's own limit must never bind: the dispatcher's bounds do."""
-ONE_LOOP = {"RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0"}
+NEAR_SERVE = {
+    "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
+    "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": serve_ingress.IMPORT_PATH,
+}
 """By default Serve runs an application on a thread of its own and passes every message, so every token, from one event
-loop to the other. A gateway never blocks its loop, so it can live on Serve's."""
+loop to the other. A gateway never blocks its loop, so it can live on Serve's.
+
+And it has wishes to the server that Serve puts before it (gateway/serve_ingress.py)."""
 NO_ACCESS_LOG = {"enable_access_log": False}
 """A line in a file for each request, on the request's way. The ledger and the metrics know more."""
 OWN_DOOR = "own-door"
 DEFERRED_WORKER = "deferred-worker"
+FORK_HOSTS = "fork-hosts"
 SURGE_PERCENT = 100
 """Of gateways: in an update the new ones listen before the old ones stop. Engines may have no room for as many more."""
 
@@ -44,7 +52,8 @@ def build(args: AppArgs) -> Application:
     plain = config.model_dump(mode="json")
     engines = [_engine(config, name, item).bind(plain, name) for name, item in config.serving().items()]
     doors = [_own_door(config).bind(plain)] if config.gateway.own_door.port is not None else []
-    return _gateway(config).bind(plain, *engines, *doors, _worker(config).bind(plain))
+    hosts = [_fork_hosts().bind(plain)] if forked_deployments(config) else []
+    return _gateway(config).bind(plain, *engines, *doors, *hosts, _worker(config).bind(plain))
 
 
 def _load(name: str) -> TribesConfig:
@@ -60,7 +69,7 @@ def _gateway(config: TribesConfig) -> Any:
         num_replicas=config.gateway.replicas,
         max_surge_percent=SURGE_PERCENT,
         max_ongoing_requests=STREAMS_PER_GATEWAY,
-        ray_actor_options={"num_cpus": config.gateway.cpus, "runtime_env": {"env_vars": ONE_LOOP}},
+        ray_actor_options={"num_cpus": config.gateway.cpus, "runtime_env": {"env_vars": NEAR_SERVE}},
         logging_config=NO_ACCESS_LOG,
         graceful_shutdown_timeout_s=30,
     )
@@ -85,6 +94,10 @@ def _worker(config: TribesConfig) -> Any:
         ray_actor_options={"num_cpus": config.batches.cpus},
         graceful_shutdown_timeout_s=30,
     )
+
+
+def _fork_hosts() -> Any:
+    return serve.deployment(ForkHosts, name=FORK_HOSTS, ray_actor_options={"num_cpus": 0})
 
 
 def _engine(config: TribesConfig, name: str, item: DeploymentConfig) -> Any:

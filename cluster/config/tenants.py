@@ -33,6 +33,11 @@ class TenantConfig(Section):
     default_tier: Literal["auto", "default", "priority", "flex"] = Field(
         default="auto", description="The tier of requests that name none; auto = what gateway.auto_tier says."
     )
+    operator: bool | None = Field(
+        default=None,
+        description="Its keys may read what names every tenant: /metrics, /tribes/status, /tribes/region. "
+        "null = only the tenant `default` may.",
+    )
     upstreams: TenantUpstreams = Field(
         default={},
         description="What holds for this tenant instead of `use` of an upstream, by its name (* = all others), and its "

@@ -12,8 +12,7 @@ from dataclasses import dataclass
 from cluster.cli.errors import UsageError
 from cluster.cli.tenants import open_store
 from cluster.config import TribesConfig
-from cluster.local.keys import DEFAULT_TENANT
-from cluster.vocabulary import RequestClass
+from cluster.vocabulary import DEFAULT_TENANT, RequestClass
 
 TENANTS = ("team-a", "team-b", "team-c")
 

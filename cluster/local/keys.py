@@ -8,8 +8,7 @@ from pathlib import Path
 from cluster.config import TribesConfig
 from cluster.state import Store
 from cluster.state.keys import new_key
-
-DEFAULT_TENANT = "default"
+from cluster.vocabulary import DEFAULT_TENANT
 
 
 def key_path(config: TribesConfig) -> Path:

@@ -10,10 +10,9 @@ import uuid
 from functools import partial
 from typing import Any
 
-import aiohttp
-
 from cluster.config import TribesConfig
 from cluster.files import FileStore
+from cluster.metrics.failover import FailoverMetrics
 from cluster.metrics.requests import RequestMetrics
 from cluster.state import Store, UsageRecord
 from cluster.state.deferred import DeferredStore
@@ -22,6 +21,8 @@ from serve_apps.deferred.runner import Runner
 from serve_apps.deferred.shop import Shop
 from serve_apps.deferred.slots import Slots
 from serve_apps.deferred.worker import Worker
+from serve_apps.gateway.courses.replica_health import Happened, untold
+from serve_apps.gateway.engine_client import EngineClient
 from serve_apps.gateway.headless import Headless
 from serve_apps.gateway.upstreams.routes import Upstreams
 from serve_apps.leases import LeaseClient
@@ -37,11 +38,8 @@ class DeferredWorker:
         await asyncio.to_thread(self._store.create)
         files = await asyncio.to_thread(FileStore, parsed.files.url)
         await asyncio.to_thread(files.check)
-        self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=60),
-            cookie_jar=aiohttp.DummyCookieJar(),
-            auto_decompress=False,
-        )
+        gateway = parsed.gateway
+        self._engines = EngineClient(gateway.upstream_connect_timeout_s, gateway.upstream_idle_timeout_s)
         self._leases = {model: _connect(config, model) for model in {d.model for d in parsed.serving().values()}}
         for leases in self._leases.values():
             leases.start()
@@ -52,7 +50,9 @@ class DeferredWorker:
             self._store,
             DeferredStore(self._store),
             files,
-            make_runner(parsed, self._session, self._leases, RequestMetrics(), self._upstreams),
+            make_runner(
+                parsed, self._engines, self._leases, RequestMetrics(), self._upstreams, FailoverMetrics().happened
+            ),
             Slots(parsed.batches.max_in_flight),
             Slots(parsed.batches.max_jobs),
             RayJobs(),
@@ -68,16 +68,17 @@ class DeferredWorker:
         for leases in self._leases.values():
             await leases.close()
         await self._upstreams.close()
-        await self._session.close()
+        await self._engines.close()
         self._store.close()
 
 
 def make_runner(
     config: TribesConfig,
-    session: aiohttp.ClientSession,
+    engines: EngineClient,
     leases: dict[str, LeaseClient],
     metrics: RequestMetrics | Any,
     upstreams: Upstreams | None = None,
+    happened: Happened = untold,
 ) -> Runner:
     """A runner that also counts what finishes."""
 
@@ -86,7 +87,7 @@ def make_runner(
             metrics.finished(record)
             finished(record)
 
-        return Headless(session, config, both, upstreams)
+        return Headless(engines, config, both, upstreams, happened)
 
     return Runner(connect, leases, config.batches.max_attempts)
 

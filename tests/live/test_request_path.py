@@ -59,6 +59,34 @@ def test_both_doors_answer_alike(stack: Stack) -> None:
     assert answers[0] == answers[1]
 
 
+@pytest.mark.parametrize("door", ["serve", "own"])
+async def test_a_client_that_leaves_frees_its_slot(stack: Stack, door: str) -> None:
+    """Behind Serve's endpoint the gateway alone watches for that (serve_apps/gateway/serve_ingress.py)."""
+    tenant = f"leaves-{door}"
+    base = stack.base_url if door == "serve" else f"http://127.0.0.1:{stack.config.gateway.own_door.port}"
+    async with AsyncOpenAI(base_url=f"{base}/v1", api_key=stack.key(tenant), max_retries=0, timeout=60) as api:
+        stream = await api.chat.completions.create(
+            model=MODEL,
+            messages=[{"role": "user", "content": "go"}],
+            stream=True,
+            max_tokens=1500,
+            extra_body={"x_script": {"tokens": 1500, "itl_ms": 20}},  # half a minute
+        )
+        await anext(aiter(stream))
+        await stream.close()
+
+    def usage() -> list[dict[str, Any]]:
+        return [row for row in stack.store.usage_totals() if row["tenant"] == tenant]
+
+    await asyncio.to_thread(stack.wait, "the bill", lambda: bool(usage()), 10)
+    assert usage()[0]["requests"] == 1 and usage()[0]["output_tokens"] < 500
+
+    def running() -> int:
+        return sum(replica["running"] for replica in stack.status(MODEL)["replicas"])
+
+    await asyncio.to_thread(stack.wait, "no slot in use", lambda: running() == 0, 10)
+
+
 async def test_a_burst_scales_from_zero_and_back(stack: Stack) -> None:
     """The decision comes within 2 s, every request is served, and the replicas go when nobody asks any more."""
     stack.wait("no burst replica", lambda: not stack.replicas(MODEL, "tiny-burst"), 60)
