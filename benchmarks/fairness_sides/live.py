@@ -52,7 +52,7 @@ def live_config(config: TribesConfig) -> TribesConfig:
     limits = {"max_concurrent": math.ceil(slots / (len(QUIET) + 1)), "max_queued": MAX_QUEUED}
     plain = config.model_dump(mode="json")
     tenants = {tenant: {"weight": 1, "limits": limits} for tenant in (*QUIET, NOISY)}
-    plain["tenants"] = {"default": {}, EVERYONE: {"weight": 1}, **tenants}
+    plain["tenants"] = {"default": {}, EVERYONE: {"weight": 1, "operator": True}, **tenants}
     return TribesConfig.model_validate(plain)
 
 

@@ -40,6 +40,7 @@ from cluster.metrics.requests import RequestMetrics
 from cluster.state import Store
 from serve_apps.dispatcher import Dispatcher
 from serve_apps.gateway.asgi import Gateway
+from serve_apps.gateway.deployment import OWN_SERVER
 from serve_apps.leases import LeaseClient
 from serve_apps.messages import ReplicaReport
 from tests.unit.serve_apps.adapter import Handle
@@ -119,10 +120,7 @@ async def _dispatchers(config: TribesConfig, engine: Door) -> AsyncIterator[dict
 @contextlib.asynccontextmanager
 async def _listening(gateway: Gateway, port: int) -> AsyncIterator[None]:
     """As OwnDoor does it."""
-    settings = uvicorn.Config(
-        gateway, host="127.0.0.1", port=port, lifespan="on", log_level="warning", access_log=False,
-        timeout_keep_alive=60,
-    )  # fmt: skip
+    settings = uvicorn.Config(gateway, host="127.0.0.1", port=port, **OWN_SERVER)  # type: ignore[arg-type]
     server = uvicorn.Server(settings)
     serving = asyncio.create_task(server.serve())
     try:

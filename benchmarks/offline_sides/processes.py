@@ -10,6 +10,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -41,11 +42,17 @@ class VllmSide:
 
     def _read(self) -> dict[str, Any]:
         assert self._process.stdout is not None
-        for line in self._process.stdout:
-            if line.startswith("SIDE "):
-                figures: dict[str, Any] = json.loads(line.removeprefix("SIDE "))
-                return figures
-        raise RuntimeError("the vLLM side ended; run it by hand to see why")
+        # An engine whose worker has died answers nothing for ever.
+        watchdog = threading.Timer(SIDE_TIMEOUT_S, self._signal, (signal.SIGKILL,))
+        watchdog.start()
+        try:
+            for line in self._process.stdout:
+                if line.startswith("SIDE "):
+                    figures: dict[str, Any] = json.loads(line.removeprefix("SIDE "))
+                    return figures
+        finally:
+            watchdog.cancel()
+        raise RuntimeError(f"the vLLM side ended, or took longer than {SIDE_TIMEOUT_S:g} s; run it by hand to see why")
 
 
 @contextmanager

@@ -62,6 +62,9 @@ class GatewayConfig(Section):
     max_body_bytes: int = Field(default=16 * 1024 * 1024, ge=1)
     upstream_connect_timeout_s: float = Field(default=5, gt=0)
     upstream_idle_timeout_s: float = Field(default=600, gt=0, description="An engine silent this long counts as hung.")
+    client_timeout_s: float = Field(
+        default=120, gt=0, description="A client that takes nothing of its answer for this long has left."
+    )
     max_attempts: int = Field(
         default=3, ge=1, description="Replicas tried for one request before its first byte, the first included."
     )

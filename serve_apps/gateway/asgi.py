@@ -11,21 +11,23 @@ import time
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Protocol
 
-import aiohttp
 import orjson
 
 from cluster.config import TribesConfig
 from cluster.files import FileStore
 from cluster.state import Store, UsageRecord
 from cluster.state.deferred import DeferredStore
-from serve_apps.gateway.auth import Caller, KeyRing
 from serve_apps.gateway.apis.background import Background, Place, place_of
 from serve_apps.gateway.apis.batches import BatchesApi
+from serve_apps.gateway.apis.files import FilesApi
+from serve_apps.gateway.apis.usage import UsageApi
+from serve_apps.gateway.auth import Caller, KeyRing
 from serve_apps.gateway.catalogue import Catalogue
 from serve_apps.gateway.courses.course import Courses
+from serve_apps.gateway.courses.replica_health import Happened, untold
 from serve_apps.gateway.doors import DOORS
-from serve_apps.gateway.errors import ApiError
-from serve_apps.gateway.apis.files import FilesApi
+from serve_apps.gateway.engine_client import EngineClient
+from serve_apps.gateway.errors import ApiError, require_method
 from serve_apps.gateway.hints import Hints
 from serve_apps.gateway.http import (
     JSON_HEADERS,
@@ -46,11 +48,8 @@ from serve_apps.gateway.relay import Relay
 from serve_apps.gateway.request import parse_request
 from serve_apps.gateway.upstreams.courses import WithUpstreams
 from serve_apps.gateway.upstreams.routes import Upstreams
-from serve_apps.gateway.apis.usage import UsageApi
 from serve_apps.leases import LeaseClient, RefusedError
 
-MAX_UPSTREAM_CONNECTIONS = 0
-"""No limit: the leases are the limit."""
 log = logging.getLogger(__name__)
 
 MetricsPage = Callable[[], Awaitable[bytes]]
@@ -63,7 +62,9 @@ class FinishedSink(Protocol):
 
 
 class Gateway:
-    """One gateway process. `connect` makes the lease client of a model; it is called inside the event loop."""
+    """One gateway process. `connect` makes the lease client of a model; it is called inside the event loop. `happened`
+    hears what is done about replicas that fail.
+    """
 
     def __init__(
         self,
@@ -72,6 +73,7 @@ class Gateway:
         connect: Callable[[str], LeaseClient],
         metrics: FinishedSink,
         metrics_page: MetricsPage,
+        happened: Happened = untold,
     ) -> None:
         self._config = config
         self._catalogue = Catalogue(config)
@@ -90,20 +92,19 @@ class Gateway:
         self._connect = connect
         self._metrics = metrics
         self._metrics_page = metrics_page
+        self._happened = happened
         self._leases: dict[str, LeaseClient] = {}
         self._regions = Regions(config, self._leases) if config.region is not None else None
-        self._session: aiohttp.ClientSession | None = None
+        self._engines: EngineClient | None = None
         self._relay: Relay | None = None
 
     async def start(self) -> None:
-        connector = aiohttp.TCPConnector(limit=MAX_UPSTREAM_CONNECTIONS, keepalive_timeout=60)
-        # Engines must see no cookies or encodings of ours, and their bytes must come undecoded.
-        self._session = aiohttp.ClientSession(
-            connector=connector, cookie_jar=aiohttp.DummyCookieJar(), auto_decompress=False
-        )
+        gateway = self._config.gateway
+        self._engines = EngineClient(gateway.upstream_connect_timeout_s, gateway.upstream_idle_timeout_s)
         await self._upstreams.start()
-        courses = Courses(self._session, self._config)
-        self._relay = Relay(WithUpstreams(courses, self._upstreams) if self._config.upstreams else courses)
+        courses = Courses(self._engines, self._config, self._happened)
+        runner = WithUpstreams(courses, self._upstreams) if self._config.upstreams else courses
+        self._relay = Relay(runner, gateway.client_timeout_s)
         for model in {d.model for d in self._config.serving().values()}:
             self._leases[model] = self._connect(model)
             self._leases[model].start()
@@ -117,8 +118,8 @@ class Gateway:
         await self._upstreams.close()
         if self._regions is not None:
             await self._regions.close()
-        if self._session is not None:
-            await self._session.close()
+        if self._engines is not None:
+            await self._engines.close()
         self._files.close()
         await self._ledger.close()
 
@@ -152,23 +153,18 @@ class Gateway:
 
         try:
             await self._route(scope, receive, watched)
-        except ApiError as error:
-            await send_error(send, error, path)
-        except RefusedError as refused:
-            await send_error(send, ApiError.of_refusal(refused.refusal), path)
         except ClientGoneError:
             pass
-        except Exception:
-            log.exception("a request failed in the gateway")
-            if started:
+        except Exception as error:
+            answer = _answer_to(error)
+            if started:  # too late for one: the connection breaks, and the client sees that something is missing
                 raise
-            failed = ApiError(500, "internal_error", "the gateway failed; the log says why")
-            await send_error(send, failed, path)
+            await send_error(send, answer, path)
 
     async def _route(self, scope: Scope, receive: Receive, send: Send) -> None:
         path, method = scope["path"], scope["method"]
         if path in DOORS:
-            _require(method, "POST")
+            require_method(method, "POST")
             await self._generate(path, scope, receive, send)
         elif (place := place_of(path)) is not None:
             await self._stored(method, place, scope, send)
@@ -177,26 +173,26 @@ class Gateway:
         elif path == "/v1/batches" or path.startswith("/v1/batches/"):
             await self._batches(await self._caller(scope), scope, receive, send)
         elif path == "/v1/models" or path.startswith("/v1/models/"):
-            _require(method, "GET")
+            require_method(method, "GET")
             await self._caller(scope)
             await send_response(send, 200, JSON_HEADERS, self._models(path))
         elif path == "/v1/usage":
-            _require(method, "GET")
+            require_method(method, "GET")
             answer = await self._usage.answer(await self._caller(scope), scope["query_string"])
             await send_response(send, 200, JSON_HEADERS, answer)
         elif path == "/tribes/status":
-            _require(method, "GET")
-            await self._caller(scope)
+            require_method(method, "GET")
+            await self._operator(scope)
             await send_response(send, 200, JSON_HEADERS, await self._status())
         elif path == "/tribes/region" and self._regions is not None:
-            _require(method, "GET")
-            await self._caller(scope)
+            require_method(method, "GET")
+            await self._operator(scope)
             await send_response(send, 200, JSON_HEADERS, await self._regions.page())
         elif path == "/health":
             await send_response(send, 200, JSON_HEADERS, b'{"status":"ok"}')
         elif path == "/metrics":
             if not self._config.gateway.metrics_without_key:
-                await self._caller(scope)
+                await self._operator(scope)
             text = [(b"content-type", b"text/plain; version=0.0.4; charset=utf-8")]
             await send_response(send, 200, text, await self._metrics_page())
         else:
@@ -225,6 +221,16 @@ class Gateway:
 
     async def _caller(self, scope: Scope) -> Caller:
         return await self._keys.caller(header(scope, b"authorization"))
+
+    async def _operator(self, scope: Scope) -> None:
+        """Raises ApiError unless the key may see what names every tenant."""
+        caller = await self._caller(scope)
+        if not caller.operator:
+            message = (
+                f"this names every tenant: ask with a key of an operator, which {caller.tenant!r} is not "
+                "(`operator: true` makes a tenant one)"
+            )
+            raise ApiError(403, "not_an_operator", message)
 
     async def _stored(self, method: str, place: Place, scope: Scope, send: Send) -> None:
         caller = await self._caller(scope)
@@ -261,6 +267,11 @@ def _hints(headers: Mapping[bytes, bytes]) -> Hints:
     return Hints(headers.get(b"x-session-id"), headers.get(b"x-program-id"), headers.get(b"x-deadline-ms"))
 
 
-def _require(method: str, allowed: str) -> None:
-    if method != allowed:
-        raise ApiError(405, "method_not_allowed", f"use {allowed} here, not {method}")
+def _answer_to(error: Exception) -> ApiError:
+    """What the client hears of it; our own mistakes are for the log."""
+    if isinstance(error, ApiError):
+        return error
+    if isinstance(error, RefusedError):
+        return ApiError.of_refusal(error.refusal)
+    log.error("a request failed in the gateway", exc_info=error)
+    return ApiError(500, "internal_error", "the gateway failed; the log says why")

@@ -19,6 +19,7 @@ from typing import TypeVar
 from sqlalchemy.exc import SQLAlchemyError
 
 from cluster.state import Store, hash_key
+from cluster.vocabulary import DEFAULT_TENANT
 from serve_apps.gateway.errors import ApiError
 
 FRESH_S = 2.0
@@ -41,6 +42,8 @@ class Caller:
     tenant: str
     key_id: str
     default_tier: str = "auto"
+    operator: bool = False
+    """May see what names other tenants."""
 
 
 class KeyRing:
@@ -133,7 +136,10 @@ class KeyRing:
         if key is None:
             return None
         policy = self._store.tenant_policy(key.tenant)
-        return Caller(key.tenant, key.key_id, str(policy.get("default_tier", "auto")))
+        operator = policy.get("operator")
+        if operator is None:
+            operator = key.tenant == DEFAULT_TENANT
+        return Caller(key.tenant, key.key_id, str(policy.get("default_tier", "auto")), bool(operator))
 
 
 def _bearer(authorization: bytes | None) -> str:

@@ -17,10 +17,12 @@ import uvicorn
 from ray import serve
 
 from cluster.config import TribesConfig
+from cluster.metrics.failover import FailoverMetrics
 from cluster.metrics.requests import RequestMetrics
 from cluster.state import Store
-from serve_apps.gateway.asgi import Gateway
 from serve_apps.gateway.apis.metrics_page import MetricsPage
+from serve_apps.gateway.asgi import Gateway
+from serve_apps.gateway.corked import CorkedProtocol
 from serve_apps.leases import LeaseClient
 from serve_apps.names import ensure_dispatcher
 
@@ -39,7 +41,7 @@ def build_gateway(config: dict[str, Any]) -> Gateway:
         dispatcher.configure.remote(config)
         return LeaseClient(dispatcher, gateway_id, partial(ensure_dispatcher, config, model))
 
-    return Gateway(parsed, store, connect, RequestMetrics(), MetricsPage())
+    return Gateway(parsed, store, connect, RequestMetrics(), MetricsPage(), FailoverMetrics().happened)
 
 
 @serve.ingress()
@@ -53,6 +55,16 @@ class GatewayDeployment:
         return self._gateway
 
 
+OWN_SERVER = {
+    "http": CorkedProtocol,
+    "lifespan": "on",
+    "log_level": "warning",
+    "access_log": False,
+    "proxy_headers": False,  # nobody asks where a client is
+    "timeout_keep_alive": 60,
+}
+
+
 class OwnDoor:
     """The gateway on its own uvicorn listener (`gateway.own_door`); several replicas share the port by SO_REUSEPORT."""
 
@@ -61,7 +73,7 @@ class OwnDoor:
         gateway = TribesConfig.model_validate(config).gateway
         assert gateway.own_door.port is not None
         self._server = _Server(
-            uvicorn.Config(self._gateway, lifespan="on", log_level="warning", access_log=False, timeout_keep_alive=60)
+            uvicorn.Config(self._gateway, **OWN_SERVER)  # type: ignore[arg-type]
         )
         listener = socket.create_server((gateway.host, gateway.own_door.port), reuse_port=True, backlog=2048)
         self._serving = asyncio.get_running_loop().create_task(self._server.serve([listener]))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import orjson
 
-from serve_apps.gateway.doors import speaks_anthropic
+from serve_apps.gateway.doors import RESPONSES_PATH, speaks_anthropic
 from serve_apps.gateway.errors import ApiError
 
 OVERLOADED_STATUS = 529
@@ -33,9 +33,13 @@ def as_answer(error: ApiError, path: str) -> tuple[int, bytes]:
 
 def as_event(error: ApiError, path: str) -> bytes:
     """The last event of a stream that had begun."""
-    if not speaks_anthropic(path):
-        return b"data: " + error.body() + b"\n\n"
-    return b"event: error\ndata: " + _anthropic(error) + b"\n\n"
+    if speaks_anthropic(path):
+        return b"event: error\ndata: " + _anthropic(error) + b"\n\n"
+    if path == RESPONSES_PATH:
+        # Of its two kinds of clients some go by the type of an event, others raise what has an `error`.
+        fields = error.fields()
+        return b"event: error\ndata: " + orjson.dumps({**fields, "type": "error", "error": fields}) + b"\n\n"
+    return b"data: " + error.body() + b"\n\n"
 
 
 def _anthropic(error: ApiError) -> bytes:

@@ -13,17 +13,6 @@ import orjson
 from cluster.scheduling import RateLimitState, Refusal
 from serve_apps.gateway.limits import rate_limit_headers
 
-_TYPES = {
-    400: "invalid_request_error",
-    401: "invalid_request_error",
-    404: "invalid_request_error",
-    405: "invalid_request_error",
-    409: "invalid_request_error",
-    413: "invalid_request_error",
-    416: "invalid_request_error",
-    422: "invalid_request_error",
-    429: "rate_limit_error",
-}
 _TOO_LONG = ("max_model_len", "context length", "maximum model length")
 
 
@@ -72,8 +61,20 @@ class ApiError(Exception):
         return orjson.dumps({"error": self.fields()})
 
     def fields(self) -> dict[str, Any]:
-        kind = _TYPES.get(self.status, "server_error")
+        kind = _type_of(self.status)
         return {"message": self.message, "type": kind, "param": self.param, "code": self.code}
+
+
+def _type_of(status: int) -> str:
+    if status == 429:
+        return "rate_limit_error"
+    return "invalid_request_error" if status < 500 else "server_error"
+
+
+def require_method(method: str, allowed: str) -> None:
+    """Raises ApiError 405."""
+    if method != allowed:
+        raise ApiError(405, "method_not_allowed", f"use {allowed} here, not {method}")
 
 
 def engine_error(status: int, body: bytes, path: str) -> ApiError:

@@ -3,15 +3,14 @@
 A run that ends without an answer worth keeping (refused, replicas failed, cancelled) is not billed: the worker runs the
 same work again under the same id, and the ledger keeps one record an id.
 
-Owns: what a worker sees of one generation request. Must not know: leases and retries (courses/course.py), the work's rows.
+Owns: what a worker sees of one generation request. Must not know: leases and retries (courses/course.py), the rows of
+the work.
 """
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-
-import aiohttp
 
 from cluster.config import TribesConfig
 from cluster.scheduling import TokenUsage
@@ -20,8 +19,10 @@ from cluster.vocabulary import RequestClass
 from serve_apps.gateway.auth import Caller
 from serve_apps.gateway.catalogue import Catalogue
 from serve_apps.gateway.courses.course import Course, CourseRunner, Courses
-from serve_apps.gateway.doors import BY_PATH, DOORS
 from serve_apps.gateway.courses.engine_call import Answer
+from serve_apps.gateway.courses.replica_health import Happened, untold
+from serve_apps.gateway.doors import BY_PATH, DOORS
+from serve_apps.gateway.engine_client import EngineClient
 from serve_apps.gateway.errors import ApiError
 from serve_apps.gateway.hints import Hints
 from serve_apps.gateway.request import parse_request
@@ -56,13 +57,14 @@ class Headless:
 
     def __init__(
         self,
-        session: aiohttp.ClientSession,
+        client: EngineClient,
         config: TribesConfig,
         finished: Callable[[UsageRecord], None],
         upstreams: Upstreams | None = None,
+        happened: Happened = untold,
     ) -> None:
         self._catalogue = Catalogue(config)
-        courses = Courses(session, config)
+        courses = Courses(client, config, happened)
         self._courses: CourseRunner = WithUpstreams(courses, upstreams) if upstreams is not None else courses
         self._finished = finished
 

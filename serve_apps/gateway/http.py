@@ -21,6 +21,7 @@ Headers = list[tuple[bytes, bytes]]
 
 JSON_HEADERS: Headers = [(b"content-type", b"application/json")]
 MAX_DISCARDED_BYTES = 256 * 1024 * 1024
+WATCHED_AFTER_S = 0.05
 
 
 class ClientGoneError(Exception):
@@ -67,28 +68,67 @@ async def read_body(declared: bytes | None, receive: Receive, max_bytes: int) ->
 
 
 @contextlib.asynccontextmanager
-async def cancelled_on_disconnect(receive: Receive) -> AsyncIterator[None]:
-    """Cancels the block when the client leaves; the block then ends in ClientGoneError."""
+async def cancelled_when_gone(
+    receive: Receive, taken: Callable[[], int | None] = lambda: None, patience_s: float = 60.0
+) -> AsyncIterator[None]:
+    """Cancels the block when the client leaves; the block then ends in ClientGoneError.
+
+    One that takes nothing for `patience_s` has left too. `taken`: how many pieces of the answer it has taken; None
+    while nobody waits for it to take one.
+    """
     task = asyncio.current_task()
     assert task is not None
-    gone = False
-
-    async def watch() -> None:
-        nonlocal gone
-        while (await receive())["type"] != "http.disconnect":
-            pass
-        gone = True
-        task.cancel()
-
-    watcher = asyncio.create_task(watch())
+    watch = _Watch(receive, task, taken, patience_s)
     try:
         yield
     except asyncio.CancelledError:
-        if gone and task.uncancel() == 0:
+        if watch.gone and task.uncancel() == 0:
             raise ClientGoneError from None
         raise
     finally:
-        watcher.cancel()
+        watch.stop()
+
+
+class _Watch:
+    """Looks after one client. A task costs as much as relaying several tokens, and most clients are still there after a
+    moment: so it begins then, and one that leaves earlier is noticed then."""
+
+    __slots__ = ("_loop", "_patience_s", "_receive", "_taken", "_task", "_timer", "_watcher", "gone")
+
+    def __init__(
+        self, receive: Receive, task: asyncio.Task[Any], taken: Callable[[], int | None], patience_s: float
+    ) -> None:
+        self.gone = False
+        self._receive, self._task, self._taken, self._patience_s = receive, task, taken, patience_s
+        self._watcher: asyncio.Task[None] | None = None
+        self._loop = asyncio.get_running_loop()
+        self._timer = self._loop.call_later(WATCHED_AFTER_S, self._begin)
+
+    def stop(self) -> None:
+        self._timer.cancel()
+        if self._watcher is not None:
+            self._watcher.cancel()
+
+    def _begin(self) -> None:
+        self._watcher = self._loop.create_task(self._until_it_leaves())
+        self._look(None)
+
+    async def _until_it_leaves(self) -> None:
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+        self._left()
+
+    def _look(self, before: int | None) -> None:
+        taken = self._taken()
+        if taken is not None and taken == before:
+            self._left()
+        else:
+            self._timer = self._loop.call_later(self._patience_s, self._look, taken)
+
+    def _left(self) -> None:
+        if not self.gone:
+            self.gone = True
+            self._task.cancel()
 
 
 async def send_response(send: Send, status: int, headers: Headers, body: bytes) -> None:

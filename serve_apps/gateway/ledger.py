@@ -14,6 +14,8 @@ from cluster.state import Store, UsageRecord
 
 FLUSH_S = 0.5
 MAX_PENDING = 200_000
+LAST_TRIES = 4
+"""At the end, when nobody will write later."""
 log = logging.getLogger(__name__)
 
 
@@ -34,7 +36,12 @@ class Ledger:
             self._task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._task
-        await self._flush()
+        for _ in range(LAST_TRIES):
+            await self._flush()
+            if not self._pending:
+                return
+            await asyncio.sleep(FLUSH_S)
+        log.error("the state store is away: %d usage records are lost with this process", len(self._pending))
 
     def add(self, record: UsageRecord) -> None:
         if len(self._pending) >= MAX_PENDING:

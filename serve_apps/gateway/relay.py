@@ -16,12 +16,12 @@ from cluster.state import UsageRecord
 from serve_apps.gateway.auth import Caller
 from serve_apps.gateway.courses.course import Course, CourseRunner
 from serve_apps.gateway.courses.engine_call import Answer, EventsAnswer, ReplicaFailedError
+from serve_apps.gateway.courses.sent import ends, failure_in
 from serve_apps.gateway.error_shapes import as_event
 from serve_apps.gateway.errors import ApiError
-from serve_apps.gateway.http import ClientGoneError, Headers, Receive, Send, cancelled_on_disconnect, send_error
+from serve_apps.gateway.http import ClientGoneError, Headers, Receive, Send, cancelled_when_gone, send_error
 from serve_apps.gateway.limits import rate_limit_headers
 from serve_apps.gateway.request import GenerationRequest
-from serve_apps.gateway.courses.sent import failure_in
 from serve_apps.gateway.sse import patch_tier
 from serve_apps.gateway.streams import body_usage_for, stream_for
 from serve_apps.leases import LeaseClient
@@ -32,8 +32,10 @@ _PASSED_HEADERS = ("content-type", "x-tribes-upstream")
 class Relay:
     """Serves requests to HTTP clients."""
 
-    def __init__(self, courses: CourseRunner) -> None:
+    def __init__(self, courses: CourseRunner, patience_s: float) -> None:
+        """`patience_s`: for how long a client may take nothing of its answer."""
         self._courses = courses
+        self._patience_s = patience_s
 
     async def run(
         self,
@@ -49,7 +51,7 @@ class Relay:
         course = Course(f"req-{uuid.uuid4().hex}", caller, request, leases, max_wait_s)
         try:
             self._courses.check(course)
-            async with cancelled_on_disconnect(receive):
+            async with cancelled_when_gone(receive, course.taken, self._patience_s):
                 await self._courses.run(course, partial(_deliver, send))
         except ClientGoneError:
             pass
@@ -82,17 +84,21 @@ async def _stream(course: Course, answer: Answer, headers: Headers, send: Send) 
             if not course.begun:
                 course.ttft_s = course.elapsed_s()
                 await _send_head(course, headers, send)
+            # In one message with the end of the answer, where that has come with it.
+            course.complete = answer.content.over and not events.rest() and (sent is None or ends(block))
             course.sending = True
-            await send({"type": "http.response.body", "body": block, "more_body": True})
+            await send({"type": "http.response.body", "body": block, "more_body": not course.complete})
             course.sending = False
+            course.pieces += 1
             if sent is not None:
                 sent.keep(block)
         if not course.begun:
             raise ReplicaFailedError("the engine ended the stream before its first event")
         if sent is not None and not sent.ended:
             raise ReplicaFailedError("the engine ended the stream before its last event")
-        course.complete = True
-        await send({"type": "http.response.body", "body": events.rest()})
+        if not course.complete:
+            course.complete = True
+            await send({"type": "http.response.body", "body": events.rest()})
     finally:
         # Without the engine's own count (the client left, the replica died) the bill is what was seen.
         seen = TokenUsage(request.prompt_tokens, 0, course.resumed_tokens + events.output_tokens)

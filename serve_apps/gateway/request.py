@@ -72,7 +72,7 @@ def parse_request(
     `request_class`: accepted work that runs now, in this class and with nobody connected, so not as a stream.
     """
     door = DOORS[path]
-    parsed = _object(raw)
+    parsed = json_object(raw)
     offer = catalogue.offer(parsed.get("model"))
     tier, served_class = _tier_and_class(door, parsed, caller, offer, catalogue, request_class)
     if door.path == RESPONSES_PATH:
@@ -169,7 +169,8 @@ def _tier_and_class(
     return "priority" if priority else TIERS[found], found
 
 
-def _object(raw: bytes) -> dict[str, Any]:
+def json_object(raw: bytes) -> dict[str, Any]:
+    """Raises ApiError 400 for a body that is none."""
     try:
         parsed = orjson.loads(raw)
     except orjson.JSONDecodeError as error:

@@ -22,11 +22,16 @@ def with_fields(
     """The object `raw` (parsed: `parsed`, with at least one member that stays) with `fields` and without `dropped`."""
     if not (parsed.keys().isdisjoint(fields) and parsed.keys().isdisjoint(dropped)):
         kept = {name: value for name, value in parsed.items() if name not in dropped}
-        try:
-            return orjson.dumps({**kept, **fields})
-        except orjson.JSONEncodeError as error:
-            raise ApiError(400, "invalid_json", f"the body cannot be passed on: {error}") from None
+        return written({**kept, **fields})
     if not fields:
         return raw
     start = raw.index(b"{") + 1
     return raw[:start] + orjson.dumps(fields)[1:-1] + b"," + raw[start:]
+
+
+def written(body: Mapping[str, Any]) -> bytes:
+    """Raises ApiError 400: what can be read may be nested deeper than what can be written."""
+    try:
+        return orjson.dumps(body)
+    except orjson.JSONEncodeError as error:
+        raise ApiError(400, "invalid_json", f"the body cannot be passed on: {error}") from None

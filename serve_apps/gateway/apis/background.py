@@ -11,20 +11,20 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import orjson
-from sqlalchemy.exc import SQLAlchemyError
 
 from cluster.config.services import BatchesConfig
 from cluster.state.deferred import BackgroundRow, DeferredStore, TooManyBackgroundError
 from cluster.state.ids import is_id
 from serve_apps.gateway.apis import chat_objects, responses
+from serve_apps.gateway.apis.stores import answered_when_away
 from serve_apps.gateway.auth import Caller
 from serve_apps.gateway.doors import CHAT_PATH, RESPONSES_PATH
-from serve_apps.gateway.errors import ApiError
+from serve_apps.gateway.errors import ApiError, require_method
 from serve_apps.gateway.request import GenerationRequest
+from serve_apps.gateway.splice import written
 
 LIFE_S = 24 * 3600.0
 """From acceptance on: what has not run by then ends as incomplete."""
@@ -68,46 +68,39 @@ class Background:
             raise ApiError(413, "request_too_large", message)
         kind = _KINDS[request.path]
         row_id, now_s = kind.ID_PREFIX + uuid.uuid4().hex, time.time()
+        row = BackgroundRow(row_id, caller.tenant, request.path, raw, "queued", None, None, now_s, None)
+        answer = written(kind.as_object(row))  # before it is accepted: what it echoes may be too deep to be written
         place = (caller.tenant, caller.key_id, request.path, raw, request.request_class)
         most = self._config.max_background
         try:
-            await _in_store(self._rows.create_background, row_id, *place, now_s, now_s + LIFE_S, most)
+            with answered_when_away():
+                await asyncio.to_thread(self._rows.create_background, row_id, *place, now_s, now_s + LIFE_S, most)
         except TooManyBackgroundError:
             message = f"you have {most} unfinished background requests, the most that one tenant may have"
             raise ApiError(429, "too_many_background_requests", message, retry_after_s=RETRY_AFTER_S) from None
-        row = BackgroundRow(row_id, caller.tenant, request.path, raw, "queued", None, None, now_s, None)
-        return kind.ACCEPTED_STATUS, orjson.dumps(kind.as_object(row))
+        return kind.ACCEPTED_STATUS, answer
 
     async def answer(self, method: str, place: Place, query: bytes, caller: Caller) -> bytes:
         """The body for a request about a stored one; raises ApiError 404 for ids that the tenant does not have."""
+        with answered_when_away():
+            return orjson.dumps(await self._answer(method, place, query, caller))
+
+    async def _answer(self, method: str, place: Place, query: bytes, caller: Caller) -> dict[str, Any]:
         kind = _KINDS[place.path]
         row = None
         if is_id(kind.ID_PREFIX, place.id):  # a database may not even take the text of what is none
-            row = await _in_store(self._rows.get_background, caller.tenant, place.id)
+            row = await asyncio.to_thread(self._rows.get_background, caller.tenant, place.id)
         if row is None or row.path != place.path:
             raise ApiError(404, None, f"{kind.NOUN} with id {place.id[:80]!r} not found", param="id")
         if place.action == "cancel":
-            _require(method, "POST")
-            row = await _in_store(self._rows.cancel_background, caller.tenant, place.id) or row
+            require_method(method, "POST")
+            row = await asyncio.to_thread(self._rows.cancel_background, caller.tenant, place.id) or row
         elif method == "DELETE":
-            await _in_store(self._rows.delete_background, caller.tenant, place.id)
-            return orjson.dumps({"id": place.id, "object": kind.DELETED_OBJECT, "deleted": True})
+            await asyncio.to_thread(self._rows.delete_background, caller.tenant, place.id)
+            return {"id": place.id, "object": kind.DELETED_OBJECT, "deleted": True}
         else:
-            _require(method, "GET")
+            require_method(method, "GET")
             if b"stream=true" in query.lower().split(b"&"):
                 message = "a background request cannot be read as a stream: ask again until its status says it ended"
                 raise ApiError(400, "unsupported_parameter", message, param="stream")
-        return orjson.dumps(kind.as_object(row))
-
-
-def _require(method: str, allowed: str) -> None:
-    if method != allowed:
-        raise ApiError(405, "method_not_allowed", f"use {allowed} here, not {method}")
-
-
-async def _in_store(call: Callable[..., Any], *arguments: Any) -> Any:
-    try:
-        return await asyncio.to_thread(call, *arguments)
-    except SQLAlchemyError:
-        message = "the state store is away; nothing was accepted or changed"
-        raise ApiError(503, "store_unavailable", message, retry_after_s=1.0) from None
+        return kind.as_object(row)

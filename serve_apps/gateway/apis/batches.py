@@ -17,12 +17,13 @@ from cluster.config.services import BatchesConfig
 from cluster.state.deferred import DeferredStore
 from cluster.state.deferred_batches import Batch, InputGoneError, TooManyBatchesError
 from cluster.state.ids import is_id, new_id
-from serve_apps.gateway.auth import Caller
-from serve_apps.gateway.errors import ApiError
 from serve_apps.gateway.apis.files import FILE_KIND, no_such_file
-from serve_apps.gateway.http import JSON_HEADERS, Receive, Scope, Send, header, read_body, send_response
 from serve_apps.gateway.apis.pages import after_of, lifetime_of, limit_of, page, query_of
 from serve_apps.gateway.apis.stores import answered_when_away
+from serve_apps.gateway.auth import Caller
+from serve_apps.gateway.errors import ApiError
+from serve_apps.gateway.http import JSON_HEADERS, Receive, Scope, Send, header, read_body, send_response
+from serve_apps.gateway.request import json_object
 
 BATCH_KIND = "batch_"
 ENDPOINTS = ("/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/responses")
@@ -140,12 +141,7 @@ def window_s(text: object) -> int:
 
 def _asked(raw: bytes, caller: Caller, now_s: float) -> Batch:
     """The batch that a body asks for. Raises ApiError 400."""
-    try:
-        body = orjson.loads(raw)
-    except orjson.JSONDecodeError as error:
-        raise ApiError(400, "invalid_json", f"the body is not valid JSON: {error}") from None
-    if not isinstance(body, dict):
-        raise ApiError(400, "invalid_json", "the body must be a JSON object")
+    body = json_object(raw)
     for name in ("input_file_id", "endpoint", "completion_window"):
         if body.get(name) is None:
             raise ApiError(400, "missing_required_parameter", f"the body needs a `{name}`", param=name)

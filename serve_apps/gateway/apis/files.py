@@ -21,12 +21,20 @@ from cluster.files.store import CHUNK_BYTES, FileWriter
 from cluster.state.deferred import DeferredStore
 from cluster.state.deferred_files import StoredFile, TenantFullError, object_of
 from cluster.state.ids import is_id, new_id
-from serve_apps.gateway.auth import Caller
-from serve_apps.gateway.errors import ApiError
-from serve_apps.gateway.http import JSON_HEADERS, Receive, Scope, Send, header, send_response
 from serve_apps.gateway.apis.multipart import Form, read_form
 from serve_apps.gateway.apis.pages import after_of, lifetime_of, limit_of, page, query_of
 from serve_apps.gateway.apis.stores import answered_when_away
+from serve_apps.gateway.auth import Caller
+from serve_apps.gateway.errors import ApiError
+from serve_apps.gateway.http import (
+    JSON_HEADERS,
+    Receive,
+    Scope,
+    Send,
+    cancelled_when_gone,
+    header,
+    send_response,
+)
 
 FILE_KIND = "file-"
 OUTPUT_PURPOSE = "batch_output"
@@ -52,8 +60,14 @@ class FilesApi:
         """No new work; threads end with what they are at."""
         self._threads.shutdown(wait=False)
 
-    def _in_thread(self, call: Callable[..., _Result], *arguments: Any) -> asyncio.Future[_Result]:
-        return asyncio.get_running_loop().run_in_executor(self._threads, call, *arguments)
+    async def _in_thread(self, call: Callable[..., _Result], *arguments: Any) -> _Result:
+        """Ends when the thread has: who is cancelled must not close, or give up, what a thread still works on."""
+        work = asyncio.get_running_loop().run_in_executor(self._threads, call, *arguments)
+        try:
+            return await asyncio.shield(work)
+        except asyncio.CancelledError:
+            await asyncio.gather(work, return_exceptions=True)
+            raise
 
     async def __call__(self, caller: Caller, scope: Scope, receive: Receive, send: Send) -> None:
         with answered_when_away():
@@ -71,7 +85,9 @@ class FilesApi:
                 await self._delete(caller, file_id)
                 await _send(send, {"id": file_id, "object": "file", "deleted": True})
             case [file_id, "content"], "GET":
-                await self._content(await self._get(caller, file_id), header(scope, b"range"), send)
+                file = await self._get(caller, file_id)
+                async with cancelled_when_gone(receive):
+                    await self._content(file, header(scope, b"range"), send)
             case [""] | [_] | [_, "content"], method:
                 raise ApiError(405, "method_not_allowed", f"{method} is not allowed on {scope['path']}")
             case _:
@@ -89,7 +105,7 @@ class FilesApi:
             file = self._described(caller, form, file_id, name, now_s)
             await self._in_thread(writer.commit)
         except BaseException:
-            await asyncio.shield(self._in_thread(writer.abandon))
+            await self._in_thread(writer.abandon)
             raise
         try:
             await asyncio.to_thread(self._book.add, file, self._config.max_tenant_bytes)
@@ -168,7 +184,7 @@ class FilesApi:
             await send({"type": "http.response.start", "status": 206 if span else 200, "headers": headers})
             await self._stream(source, file, first, end, send)
         finally:
-            await asyncio.shield(self._in_thread(source.close))
+            await self._in_thread(source.close)
 
     async def _stream(self, source: Any, file: StoredFile, first: int, end: int, send: Send) -> None:
         while first < end:

@@ -48,26 +48,24 @@ async def read_form(scope: Scope, receive: Receive, file_field: str, write: Writ
     """
     reader = _Reader(_boundary(scope), file_field)
     received = 0
-    over: ApiError | None = None
+    refused: ApiError | None = None
     while True:
         message = await receive()
         if message["type"] == "http.disconnect":
             raise ClientGoneError
         chunk = message.get("body", b"")
         received += len(chunk)
-        if over is None:
-            reader.feed(chunk)
-            if reader.form.file_bytes > max_bytes:
-                over = ApiError(413, "file_too_large", f"the file is larger than {max_bytes} bytes", param=file_field)
-            elif len(reader.file_data) >= WRITE_BYTES:
-                await write(reader.taken())
-        # What is too large is still read to its end, unstored: a client that is busy sending sees no answer.
-        if not message.get("more_body") or (over and received > max_bytes + MAX_DISCARDED_BYTES):
+        if refused is None:
+            refused = reader.refusal_of(chunk, max_bytes)
+        if refused is None and len(reader.file_data) >= WRITE_BYTES:
+            await write(reader.taken())
+        # What is refused is still read to its end, unstored: a client that is busy sending sees no answer.
+        if not message.get("more_body") or (refused is not None and received > max_bytes + MAX_DISCARDED_BYTES):
             break
-        if over is not None:
+        if refused is not None:
             await asyncio.sleep(0)
-    if over is not None:
-        raise over
+    if refused is not None:
+        raise refused
     reader.end()
     await write(reader.taken())
     return reader.form
@@ -108,11 +106,18 @@ class _Reader:
         except FormParserError as error:
             raise _broken(error) from None
 
-    def feed(self, chunk: bytes) -> None:
+    def refusal_of(self, chunk: bytes, max_bytes: int) -> ApiError | None:
+        """Take the next piece; why the form cannot be taken, if that shows in it."""
         try:
             self._parser.write(chunk)
         except FormParserError as error:
-            raise _broken(error) from None
+            return _broken(error)
+        except ApiError as error:
+            return error
+        if self.form.file_bytes > max_bytes:
+            message = f"the file is larger than {max_bytes} bytes"
+            return ApiError(413, "file_too_large", message, param=self._file_field)
+        return None
 
     def end(self) -> None:
         if not self._ended:

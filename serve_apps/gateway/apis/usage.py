@@ -10,13 +10,13 @@ import time
 from urllib.parse import parse_qsl
 
 import orjson
-from sqlalchemy.exc import SQLAlchemyError
 
 from cluster.config import TribesConfig
 from cluster.scheduling.service import ServiceWeights
 from cluster.state import GROUPINGS, Grouping, Store
 from cluster.state.moments import MomentError, parse_period
 from cluster.state.usage_report import usage_report
+from serve_apps.gateway.apis.stores import answered_when_away
 from serve_apps.gateway.auth import Caller
 from serve_apps.gateway.errors import ApiError
 
@@ -46,11 +46,8 @@ def usage_page(store: Store, caller: Caller, query: bytes, weights: ServiceWeigh
         period = parse_period(given.get("since"), given.get("until"), now_s)
     except MomentError as error:
         raise ApiError(400, "invalid_value", str(error), param=error.name) from None
-    try:
+    with answered_when_away():
         lines = store.usage_lines(period, weights, caller.tenant, by)
-    except SQLAlchemyError:
-        message = "the state store is away, so usage cannot be read"
-        raise ApiError(503, "store_unavailable", message, retry_after_s=1.0) from None
     return orjson.dumps({"tenant": caller.tenant, **usage_report(lines, period, by)})
 
 

@@ -12,8 +12,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import aiohttp
-
 from cluster.engines import engine_path, takes_cache_salt
 from cluster.scheduling import Ticket, TokenUsage
 from serve_apps.gateway.courses.continuation import Continuation, NotContinuableError
@@ -26,12 +24,13 @@ from serve_apps.gateway.courses.engine_call import (
     StallWatch,
     broken,
 )
-from serve_apps.gateway.errors import ApiError
 from serve_apps.gateway.courses.hedging import Claim, beginning_with
 from serve_apps.gateway.courses.joined import JoinedStream
 from serve_apps.gateway.courses.replica_health import ReplicaHealth
+from serve_apps.gateway.courses.tickets import most, used_now, with_first_token
+from serve_apps.gateway.engine_client import EngineConnectError, EngineConnectionError, Exchange
+from serve_apps.gateway.errors import ApiError
 from serve_apps.gateway.salt import with_salt
-from serve_apps.gateway.courses.tickets import used_now, with_first_token
 from serve_apps.messages import Grant
 
 if TYPE_CHECKING:
@@ -53,9 +52,13 @@ class Tools:
 class Attempt:
     """`acquire`, then `run`."""
 
-    __slots__ = ("_claim", "_course", "_deliver", "_grant", "_health", "_lost", "_tools")
+    __slots__ = ("_claim", "_course", "_deliver", "_first", "_grant", "_health", "_lost", "_tools")
 
-    def __init__(self, tools: Tools, course: Course, health: ReplicaHealth, deliver: Deliver) -> None:
+    def __init__(
+        self, tools: Tools, course: Course, health: ReplicaHealth, deliver: Deliver, *, first: bool = True
+    ) -> None:
+        """`first`: not one that starts beside another; its lease began when the wait in the queue ended."""
+        self._first = first
         self._tools = tools
         self._course = course
         self._health = health
@@ -96,11 +99,11 @@ class Attempt:
                 stall.stop()
             mine = self._is_the_courses
             used = used_now(before, course.usage) if mine else None
-            if before is None and claim is None:
+            if before is None and self._first:
                 used = with_first_token(used, course)
             course.leases.release(self._held.lease.lease_id, used)
             if mine:
-                course.usage = course.usage or before
+                course.usage = most(course.usage, before)
 
     @property
     def _held(self) -> Grant:
@@ -130,10 +133,14 @@ class Attempt:
             async with asyncio.timeout(None) as scope:
                 self._lost.attach(scope)
                 await self._call(stall)
-        except (aiohttp.ClientError, ReplicaFailedError, TimeoutError) as error:
+        except ApiError as error:
+            if error.status < 500:  # about the request: the engine does its work
+                self._health.breakers.succeeded(replica_id, began_at_s)
+            raise
+        except (EngineConnectionError, ReplicaFailedError, TimeoutError) as error:
             course.failed_replicas += (replica_id,)
             self._health.breakers.failed(replica_id, began_at_s, time.monotonic())
-            if isinstance(error, aiohttp.ClientConnectorError):
+            if isinstance(error, EngineConnectError):
                 course.leases.unreachable(replica_id)
             if isinstance(error, ReplicaFailedError):
                 raise
@@ -161,7 +168,7 @@ class Attempt:
             else:
                 await self._race(answer, self._claim, stall)
 
-    async def _race(self, answer: aiohttp.ClientResponse, claim: Claim, stall: StallWatch | None) -> None:
+    async def _race(self, answer: Exchange, claim: Claim, stall: StallWatch | None) -> None:
         """Delivers if this attempt is the first to have an event."""
         course, chunks = self._course, answer.content.iter_any()
         first = await anext(chunks, b"") if answer.content_type == EventsAnswer.content_type else None

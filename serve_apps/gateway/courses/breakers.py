@@ -7,8 +7,9 @@
 
 A replica that is not heard of for `FORGET_S` after it could have been asked again is gone, and forgotten.
 
-Only what began after the breaker opened says anything about the replica now: of the streams that a dying replica takes
-along, the first few open the breaker and the others change nothing.
+Failures of what began before the time was over change nothing: of the streams that a dying replica takes along the
+first few open the breaker, and those who ask it all the same while it is open must not make it last for ever longer.
+Good news counts from the moment at which it opened.
 
 Pure: the clock comes with each call. Owns: the breakers of one model in one gateway. Must not know: what a failure is.
 While no replica fails, every call is a look into an empty dictionary.
@@ -16,6 +17,7 @@ While no replica fails, every call is a look into an empty dictionary.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 FORGET_S = 60.0
@@ -33,10 +35,18 @@ class _Breaker:
 class Breakers:
     """One breaker for each replica that has failed lately."""
 
-    def __init__(self, failures: int, open_s: float, max_open_s: float) -> None:
+    def __init__(
+        self,
+        failures: int,
+        open_s: float,
+        max_open_s: float,
+        opened: Callable[[str, float], None] = lambda replica_id, open_for_s: None,
+    ) -> None:
+        """`opened` hears of each opening, and for how many seconds it is."""
         self._failures = failures
         self._open_s = open_s
         self._max_open_s = max_open_s
+        self._opened = opened
         self._breakers: dict[str, _Breaker] = {}
 
     def open(self, now_s: float) -> tuple[str, ...]:
@@ -56,7 +66,7 @@ class Breakers:
         """The replica failed a request that began at `began_at_s`."""
         breaker = self._breakers.setdefault(replica_id, _Breaker())
         breaker.heard_at_s = now_s
-        if began_at_s < breaker.opened_at_s:
+        if breaker.open_until_s is not None and began_at_s < breaker.open_until_s:
             return
         breaker.failures += 1
         if breaker.open_until_s is None and breaker.failures < self._failures:
@@ -64,6 +74,7 @@ class Breakers:
         breaker.open_for_s = min(self._max_open_s, 2 * breaker.open_for_s or self._open_s)
         breaker.opened_at_s = now_s
         breaker.open_until_s = now_s + breaker.open_for_s
+        self._opened(replica_id, breaker.open_for_s)
 
     def _forget(self, now_s: float) -> None:
         for replica_id, breaker in list(self._breakers.items()):

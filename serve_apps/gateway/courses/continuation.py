@@ -27,8 +27,8 @@ from typing import Any
 
 import orjson
 
-from serve_apps.gateway.doors import CHAT_PATH
 from serve_apps.gateway.courses.sent import Story, Thread
+from serve_apps.gateway.doors import CHAT_PATH
 
 COMPLETIONS_PATH = "/v1/completions"
 PATHS = frozenset({CHAT_PATH, COMPLETIONS_PATH})

@@ -20,13 +20,11 @@ from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Protocol
 
-import aiohttp
-
 from cluster.config import TribesConfig
 from cluster.scheduling import TokenUsage
 from cluster.state import UsageRecord
-from serve_apps.gateway.courses.attempts import Attempts
 from serve_apps.gateway.auth import Caller
+from serve_apps.gateway.courses.attempts import Attempts
 from serve_apps.gateway.courses.continuation import (
     PATHS,
     Continuation,
@@ -36,12 +34,13 @@ from serve_apps.gateway.courses.continuation import (
 )
 from serve_apps.gateway.courses.endings import end
 from serve_apps.gateway.courses.engine_call import BROKEN, RETRY_AFTER_S, Answer, ReplicaFailedError, StallWatch, broken
-from serve_apps.gateway.errors import ApiError
 from serve_apps.gateway.courses.joined import DivergedError
-from serve_apps.gateway.recent_refusals import Kind, RecentRefusals
-from serve_apps.gateway.courses.replica_health import ReplicaHealth
-from serve_apps.gateway.request import GenerationRequest
+from serve_apps.gateway.courses.replica_health import Happened, ReplicaHealth, untold
 from serve_apps.gateway.courses.sent import SentStream
+from serve_apps.gateway.engine_client import EngineClient
+from serve_apps.gateway.errors import ApiError
+from serve_apps.gateway.recent_refusals import Kind, RecentRefusals
+from serve_apps.gateway.request import GenerationRequest
 from serve_apps.gateway.streams import AnswerStream
 from serve_apps.leases import LeaseClient, Progress
 from serve_apps.messages import Grant
@@ -78,6 +77,8 @@ class Course:
     """Where whoever delivers keeps what the asker has got; None: a broken stream will not go on."""
     sending: bool = False
     """The asker is being waited for, not the engine."""
+    pieces: int = 0
+    """Sent so far."""
     stall: StallWatch | None = None
     continuation: Continuation | None = None
     """How the next attempt goes on with what was sent."""
@@ -96,6 +97,10 @@ class Course:
 
     def elapsed_s(self) -> float:
         return time.monotonic() - self.started_s
+
+    def taken(self) -> int | None:
+        """Pieces that the asker has taken, while it is waited for to take another."""
+        return self.pieces if self.sending else None
 
     def watch(self, progress: Progress) -> None:
         """Have the running request charged as it produces tokens, and noticed when it produces none."""
@@ -173,12 +178,14 @@ class CourseRunner(Protocol):
 class Courses:
     """Runs requests against engine replicas over persistent connections."""
 
-    def __init__(self, session: aiohttp.ClientSession, config: TribesConfig) -> None:
+    def __init__(self, client: EngineClient, config: TribesConfig, happened: Happened = untold) -> None:
+        """`happened` hears what is done about replicas that fail."""
         self._recent = RecentRefusals()
-        self._attempts = Attempts(session, config, self._recent)
+        self._attempts = Attempts(client, config, self._recent)
         self._max_attempts = config.gateway.max_attempts
         self._max_continuations = config.gateway.max_continuations
         self._config = config
+        self._happened = happened
         self._health: dict[str, ReplicaHealth] = {}
 
     def check(self, course: Course) -> None:
@@ -227,24 +234,29 @@ class Courses:
                 await end(course, None, seen, deliver)
                 return
             continuations -= 1
-            self._may_go_on(course, continuations, why, health)
-            course.continuation = _plan(course, exact)
+            course.continuation = self._going_on(course, continuations, exact, why, health)
             where = course.grant.lease.replica_id if course.grant is not None else ""
             log.warning("%s: %s failed (%s), the stream goes on elsewhere", course.request_id, where, why)
 
     def _health_of(self, model: str) -> ReplicaHealth:
         if (health := self._health.get(model)) is None:
-            health = self._health[model] = ReplicaHealth(self._config)
+            health = self._health[model] = ReplicaHealth(self._config, model, self._happened)
         return health
 
-    def _may_go_on(self, course: Course, left: int, why: str, health: ReplicaHealth) -> None:
-        """Raises ApiError if the stream ends here."""
+    def _going_on(self, course: Course, left: int, exact: bool, why: str, health: ReplicaHealth) -> Continuation:
+        """How the stream goes on. Raises ApiError if it ends here."""
         if course.sent is None:
             raise broken(f" ({why}), and streams of this kind do not go on elsewhere")
         if left < 0:
             raise broken(f" ({why}), as did {self._max_continuations} others before it")
+        try:
+            plan = course.go_on(exact=exact)
+        except NotContinuableError as reason:
+            raise broken(f", and the stream cannot go on elsewhere: {reason}") from None
+        # Last: a stream that ends here takes nothing from those that can go on.
         if not health.may_retry(begun=True):
             raise broken(f" ({why}), and too many streams are going on elsewhere already")
+        return plan
 
 
 def _may_restart(left: int, why: str, health: ReplicaHealth) -> None:
@@ -254,10 +266,3 @@ def _may_restart(left: int, why: str, health: ReplicaHealth) -> None:
     if not health.may_retry(begun=False):
         message = f"{BROKEN} ({why}), and too many requests are being run again already; send it again later"
         raise ApiError(502, "replica_failed", message, retry_after_s=health.patience_s())
-
-
-def _plan(course: Course, exact: bool) -> Continuation:
-    try:
-        return course.go_on(exact=exact)
-    except NotContinuableError as reason:
-        raise broken(f", and the stream cannot go on elsewhere: {reason}") from None

@@ -12,14 +12,13 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from functools import partial
 from typing import Any, Protocol
 
-import aiohttp
 import orjson
 
-from cluster.config import TribesConfig
 from serve_apps.gateway.courses.continuation import Continuation, Tokens
-from serve_apps.gateway.doors import CHAT_PATH
-from serve_apps.gateway.errors import ApiError, engine_error
 from serve_apps.gateway.courses.tokens import tokens_of
+from serve_apps.gateway.doors import CHAT_PATH
+from serve_apps.gateway.engine_client import EngineClient, Exchange
+from serve_apps.gateway.errors import ApiError, engine_error
 from serve_apps.leases import Progress
 from serve_apps.messages import Grant
 
@@ -44,11 +43,15 @@ def broken(how: str) -> ApiError:
 class Body(Protocol):
     """An answer's bytes as they come."""
 
+    @property
+    def over(self) -> bool:
+        """Nothing more will come, as far as is known already."""
+
     def iter_any(self) -> AsyncIterator[bytes]: ...
 
 
 class Answer(Protocol):
-    """What a `Deliver` takes: aiohttp's response, or one whose beginning has been read already."""
+    """What a `Deliver` takes: an engine's answer, or one whose beginning has been read already."""
 
     @property
     def status(self) -> int: ...
@@ -66,6 +69,7 @@ class EventsAnswer:
 
     status = 200
     content_type = "text/event-stream"
+    over = False
 
     def __init__(self, chunks: AsyncIterator[bytes], content_type: str = content_type) -> None:
         self._chunks = chunks
@@ -144,21 +148,15 @@ class StallWatch:
 class EngineCalls:
     """Calls engines over persistent connections."""
 
-    def __init__(self, session: aiohttp.ClientSession, config: TribesConfig) -> None:
-        self._session = session
-        self._timeout = aiohttp.ClientTimeout(
-            total=None,
-            sock_connect=config.gateway.upstream_connect_timeout_s,
-            sock_read=config.gateway.upstream_idle_timeout_s,
-        )
+    def __init__(self, client: EngineClient) -> None:
+        self._client = client
 
-    def post(self, grant: Grant, path: str, body: bytes) -> Any:
-        """aiohttp's context of the answer; give it to `check` first."""
-        headers = {"Authorization": f"Bearer {grant.api_key}", "Content-Type": "application/json"}
-        return self._session.post(grant.base_url + path, data=body, headers=headers, timeout=self._timeout)
+    def post(self, grant: Grant, path: str, body: bytes) -> Exchange:
+        """The context of the answer; give it to `check` first."""
+        return self._client.post(grant.base_url, path, grant.api_key, body)
 
     @staticmethod
-    async def check(answer: aiohttp.ClientResponse, path: str) -> None:
+    async def check(answer: Exchange, path: str) -> None:
         """Raises ReplicaFailedError, or ApiError for what is wrong with the request."""
         # 401 and 403 are about our key to the engine (another one has taken the port), not about the client's.
         # 501 is about the path: every replica would say so.
@@ -169,31 +167,29 @@ class EngineCalls:
 
     async def tokens(self, grant: Grant, path: str, model: str, asked: Continuation) -> Tokens | None:
         """The text so far as the engine's tokens, which it tells at `path`."""
-        return await tokens_of(asked, partial(self._tokenize, grant.base_url + path, grant.api_key, model))
+        return await tokens_of(asked, partial(self._tokenize, grant, path, model))
 
     async def prompt_tokens(self, grant: Grant, path: str, model: str, asked: Continuation) -> int | None:
         """The length of the request's own prompt; None where the engine does not say."""
         if asked.path == CHAT_PATH:
             rendered = {name: asked.asked[name] for name in _RENDERED if asked.asked.get(name) is not None}
-            tokens = await self._ids(grant.base_url + path, grant.api_key, {"model": model, **rendered})
+            tokens = await self._ids(grant, path, {"model": model, **rendered})
         elif isinstance(asked.prompt, list):
             return len(asked.prompt)
         else:
-            tokens = await self._tokenize(grant.base_url + path, grant.api_key, model, asked.prompt, True)
+            tokens = await self._tokenize(grant, path, model, asked.prompt, True)
         return len(tokens) if tokens is not None else None
 
-    async def _tokenize(self, url: str, key: str, model: str, text: str, special: bool) -> list[int] | None:
+    async def _tokenize(self, grant: Grant, path: str, model: str, text: str, special: bool) -> list[int] | None:
         """vLLM and SGLang take and answer the same here."""
-        return await self._ids(url, key, {"model": model, "prompt": text, "add_special_tokens": special})
+        return await self._ids(grant, path, {"model": model, "prompt": text, "add_special_tokens": special})
 
-    async def _ids(self, url: str, key: str, body: dict[str, Any]) -> list[int] | None:
-        headers = {"Authorization": f"Bearer {key}"}
-        timeout = aiohttp.ClientTimeout(total=TOKENIZE_TIMEOUT_S)
+    async def _ids(self, grant: Grant, path: str, body: dict[str, Any]) -> list[int] | None:
+        """Raises EngineConnectionError, TimeoutError: those are about the replica, not about its tokenizer."""
+        async with asyncio.timeout(TOKENIZE_TIMEOUT_S), self.post(grant, path, orjson.dumps(body)) as answer:
+            status, said = answer.status, await answer.read()
         try:
-            async with self._session.post(url, json=body, headers=headers, timeout=timeout) as answer:
-                tokens = orjson.loads(await answer.read())["tokens"] if answer.status == 200 else None
-        except (aiohttp.ClientConnectionError, aiohttp.ServerTimeoutError, TimeoutError):
-            raise  # the replica, not its tokenizer
-        except (orjson.JSONDecodeError, KeyError, TypeError, aiohttp.ClientError):
+            tokens = orjson.loads(said)["tokens"] if status == 200 else None
+        except (orjson.JSONDecodeError, KeyError, TypeError):
             return None
         return tokens if isinstance(tokens, list) and all(isinstance(token, int) for token in tokens) else None

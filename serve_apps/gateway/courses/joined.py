@@ -15,8 +15,8 @@ import orjson
 
 from cluster.scheduling import TokenUsage
 from serve_apps.gateway.courses.continuation import Continuation, Tokens
-from serve_apps.gateway.doors import CHAT_PATH
 from serve_apps.gateway.courses.sent import END, TEXTS, TOOL_CALLS, Story, Thread
+from serve_apps.gateway.doors import CHAT_PATH
 from serve_apps.gateway.sse import read_usage
 
 _DATA = b"data:"

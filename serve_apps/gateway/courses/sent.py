@@ -128,9 +128,8 @@ class SentStream:
     @property
     def ended(self) -> bool:
         """The engine's last word has come."""
-        # Inside of an event no line break stands unescaped, so no text can look like this.
         if self._blocks:
-            return self._blocks[-1].endswith(_LAST)
+            return ends(self._blocks[-1])
         return self._story is not None and self._story.done
 
     def story(self) -> Story:
@@ -142,6 +141,12 @@ class SentStream:
         self._blocks.clear()
         self._size = 0
         return story
+
+
+def ends(block: bytes) -> bool:
+    """The engine's last word is in it."""
+    # Inside of an event no line break stands unescaped, so no text can look like this.
+    return block.endswith(_LAST)
 
 
 def failure_in(block: bytes) -> str | None:

@@ -46,6 +46,13 @@ def used_now(before: TokenUsage | None, after: TokenUsage | None) -> TokenUsage 
     return TokenUsage(after.prompt_tokens, after.prompt_tokens, max(0, after.output_tokens - before.output_tokens))
 
 
+def most(after: TokenUsage | None, before: TokenUsage | None) -> TokenUsage | None:
+    """What the client has got, where an attempt that repeats what was sent may end before it has."""
+    if after is None or (before is not None and before.output_tokens > after.output_tokens):
+        return before
+    return after
+
+
 def with_first_token(used: TokenUsage | None, course: Course) -> TokenUsage | None:
     """What was used, and how long after the lease the first token came: replicas' prefill rates are measured by it."""
     if used is None or course.ttft_s is None:

@@ -92,6 +92,8 @@ class EngineClient:
             raise EngineConnectError(f"no connection within {self._connect_timeout_s:g} s") from None
         except OSError as error:
             raise EngineConnectError(str(error)) from error
+        if connection.is_open:
+            self._open.add(connection)
         return connection
 
     def done_with(self, connection: Connection, origin: Origin) -> None:
@@ -107,9 +109,7 @@ class EngineClient:
     # --------------------------------------------------------------------------------------------------------------
 
     def _new(self) -> Connection:
-        connection = Connection(self._idle_timeout_s, self._lost)
-        self._open.add(connection)
-        return connection
+        return Connection(self._idle_timeout_s, self._lost)
 
     def _lost(self, connection: Connection) -> None:
         self._open.discard(connection)

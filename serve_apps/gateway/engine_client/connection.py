@@ -75,16 +75,13 @@ class Connection(asyncio.Protocol):
         return not self._headed and not self.headers and not self.status
 
     @property
+    def is_open(self) -> bool:
+        return self._transport is not None and not self._transport.is_closing()
+
+    @property
     def reusable(self) -> bool:
         """The answer is complete, and the engine keeps the connection."""
-        transport = self._transport
-        return (
-            self._complete
-            and self._failure is None
-            and transport is not None
-            and not transport.is_closing()
-            and self._keeps
-        )
+        return self._complete and self._keeps and self._failure is None and self.is_open
 
     @property
     def over(self) -> bool:
@@ -95,10 +92,10 @@ class Connection(asyncio.Protocol):
         """Send a request."""
         self._begin()
         self._asking = True
-        if self._transport is None or self._transport.is_closing():
-            self._failure = EngineConnectionError("the engine has closed the connection")
-        else:
+        if self._transport is not None and self.is_open:
             self._transport.write(request)
+        else:
+            self._failure = EngineConnectionError("the engine has closed the connection")
 
     async def head(self) -> None:
         """Until `status` and `headers` are there. Raises EngineConnectionError, TimeoutError."""

@@ -20,7 +20,7 @@ from typing import Any
 import aiohttp
 import orjson
 
-from cluster.config import PeerConfig
+from cluster.config import PeerConfig, RegionConfig
 from cluster.vocabulary import RequestClass
 from serve_apps.gateway.regions.choice import Distance
 from serve_apps.gateway.regions.load import Kind
@@ -39,7 +39,7 @@ log = logging.getLogger(__name__)
 
 
 class PeerRefusedError(Exception):
-    """The peer did not take the request, and nothing of an answer has come: it can run here."""
+    """The peer did not take the request, and nothing of an answer has come: it can run here. The text is ours."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,13 +54,14 @@ class RegionPeer:
     """Probes and sends."""
 
     def __init__(
-        self, name: str, config: PeerConfig, here: str, interval_s: float, session: aiohttp.ClientSession
+        self, name: str, config: PeerConfig, here: RegionConfig, silence_s: float, session: aiohttp.ClientSession
     ) -> None:
+        """`silence_s`: for how long an answer may bring nothing."""
         self.name = name
         self.forwarded = 0
         self._config = config
-        self._here = here
-        self._interval_s = interval_s
+        self._here = here.name
+        self._interval_s = here.probe_interval_s
         self._session = session
         self._probe_key = Secret(config.probe_key)
         self._keys = {tenant: Secret(ref) for tenant, ref in config.keys.items()}
@@ -71,7 +72,7 @@ class RegionPeer:
         self._numbers = 0
         self._barred: dict[str, float] = {}
         """Tenants whose key does not work there, and until when that is believed."""
-        self._timeout = aiohttp.ClientTimeout(total=None, sock_connect=TIMEOUT_S)
+        self._timeout = aiohttp.ClientTimeout(total=None, sock_connect=TIMEOUT_S, sock_read=silence_s)
 
     @property
     def rtt_s(self) -> float:
@@ -108,10 +109,10 @@ class RegionPeer:
             try:
                 await self._probe()
                 well = True
-            except (aiohttp.ClientError, TimeoutError, NoSecretError, ValueError, KeyError, TypeError) as error:
+            except Exception as error:  # whatever it says, it is asked again
                 if well:
                     # Our own texts have no key in them; those of others may have an address.
-                    why = error if isinstance(error, NoSecretError) else type(error).__name__
+                    why = error if isinstance(error, NoSecretError | PeerRefusedError) else type(error).__name__
                     log.warning("region %r does not say how it is (%s): nothing is sent there", self.name, why)
                 well = False
             await asyncio.sleep(self._interval_s)
@@ -127,10 +128,11 @@ class RegionPeer:
         ) as answer:
             body = await answer.read()
             if answer.status != 200:
-                raise ValueError("not a good answer")
+                cure = ": `probe_key` must be a key of an operator there" if answer.status in (401, 403) else ""
+                raise PeerRefusedError(f"it answered {answer.status}{cure}")
         took_s = time.monotonic() - began_s
         self._expected = {
-            (model, _CLASSES[name]): _Expected(float(told["others"]), dict(told["tenants"]))
+            (model, _CLASSES[name]): _Expected(float(told["others"]), {t: float(s) for t, s in told["tenants"].items()})
             for model, classes in orjson.loads(body)["models"].items()
             for name, told in classes.items()
             if name in _CLASSES

@@ -25,7 +25,7 @@ from cluster.vocabulary import RequestClass
 from serve_apps.gateway.auth import Caller
 from serve_apps.gateway.error_shapes import as_event
 from serve_apps.gateway.errors import ApiError
-from serve_apps.gateway.http import ClientGoneError, Message, Receive, Send, cancelled_on_disconnect
+from serve_apps.gateway.http import ClientGoneError, Message, Receive, Send, cancelled_when_gone
 from serve_apps.gateway.ready_replicas import ReadyReplicas
 from serve_apps.gateway.regions.choice import AwaySessions, choose
 from serve_apps.gateway.regions.load import Kind, RegionLoad
@@ -46,6 +46,9 @@ class Regions:
     def __init__(self, config: TribesConfig, leases: Mapping[str, LeaseClient]) -> None:
         assert config.region is not None
         self._config = config.region
+        waits_s = [config.scheduling.classes[c].max_wait_s for c in config.region.ttft_slo_s]
+        self._silence_s = max(waits_s, default=0.0) + config.gateway.upstream_idle_timeout_s
+        """There a request may wait as long as here, and an engine be silent."""
         self._leases = leases
         self._load = RegionLoad()
         self._ready = ReadyReplicas()
@@ -61,9 +64,9 @@ class Regions:
         self._session = aiohttp.ClientSession(
             connector=connector, cookie_jar=aiohttp.DummyCookieJar(), auto_decompress=False
         )
-        here, interval_s = self._config.name, self._config.probe_interval_s
         self._peers = {
-            name: RegionPeer(name, peer, here, interval_s, self._session) for name, peer in self._config.peers.items()
+            name: RegionPeer(name, peer, self._config, self._silence_s, self._session)
+            for name, peer in self._config.peers.items()
         }
         self._probes = [asyncio.create_task(peer.probe_forever()) for peer in self._peers.values()]
 
@@ -82,8 +85,9 @@ class Regions:
 
     async def _here_s(self, kind: Kind, tenant: str) -> float:
         """What this region expects for the tenant; infinite where no replica is ready."""
-        if not await self._serves(kind):
-            return math.inf
+        return self._expected_s(kind, tenant) if await self._serves(kind) else math.inf
+
+    def _expected_s(self, kind: Kind, tenant: str) -> float:
         arrived_at_s = self._waiting(kind[0]).get((kind[1], tenant))
         oldest_wait_s = max(0.0, time.time() - arrived_at_s) if arrived_at_s is not None else 0.0
         return self._load.expected_s(kind, tenant, oldest_wait_s, time.monotonic())
@@ -107,7 +111,7 @@ class Regions:
                 waiting = [tenant for c, tenant in self._waiting(model) if c is request_class]
                 models.setdefault(model, {})[request_class.value] = {
                     "others": self._load.expected_s(kind, None, 0.0, time.monotonic()),
-                    "tenants": {tenant: await self._here_s(kind, tenant) for tenant in waiting[:MAX_TENANTS_TOLD]},
+                    "tenants": {tenant: self._expected_s(kind, tenant) for tenant in waiting[:MAX_TENANTS_TOLD]},
                 }
         return orjson.dumps({"region": self._config.name, "models": models})
 
@@ -150,7 +154,7 @@ class Regions:
         kind = (request.model, request.request_class)
         try:
             async with (
-                cancelled_on_disconnect(receive),
+                cancelled_when_gone(receive),
                 peer.ask(path, raw, out, kind, caller.tenant, request.stream) as answer,
             ):
                 await passage.through(answer)

@@ -1,7 +1,8 @@
 """An upstream's answer in the form in which engines answer, so that whoever delivers answers need not know the source.
 
 Engines write JSON without spaces and events with `\\n`; upstreams write as they like, and some say that they failed in
-an answer with status 200. Only the first event and those with a usage are parsed; all others pass as they are.
+an answer with status 200. Only the first event and those with a usage are parsed; all others pass as they are. What
+must be whole before it can be passed on (an event, an answer that is no stream) has a bound: it is somebody else's.
 
 Owns: that form, and the usage. Must not know: connections, prices, clients.
 """
@@ -19,8 +20,11 @@ from cluster.scheduling import TokenUsage
 from serve_apps.gateway.request import BYTES_PER_TOKEN
 from serve_apps.gateway.sse import read_usage
 
+MAX_EVENT_BYTES = 16 * 1024 * 1024
+MAX_ANSWER_BYTES = 256 * 1024 * 1024
 _END = b"\n\n"
 _USAGE = re.compile(rb'"usage"\s*:\s*\{')
+_ERROR = re.compile(rb'^data:\s*\{\s*"error"\s*:\s*[{"]', re.MULTILINE)
 
 
 class UpstreamFailedError(Exception):
@@ -39,19 +43,28 @@ class UpstreamEvents:
     def __init__(self) -> None:
         self._carry = b""
         self._begun = False
+        self.failed = False
+        """It says so itself: what came before that is the last of the answer."""
         self.usage: TokenUsage | None = None
 
     def feed(self, chunk: bytes) -> bytes:
-        """Raises UpstreamFailedError for a stream that begins with an error."""
+        """Raises UpstreamFailedError for a stream that begins with an error, or whose events have no end."""
         data = (self._carry + chunk).replace(b"\r\n", b"\n")
         end = data.rfind(_END) + len(_END)
         if end < len(_END):
+            if len(data) > MAX_EVENT_BYTES:
+                raise UpstreamFailedError(f"an event of its stream is longer than {MAX_EVENT_BYTES} bytes")
             self._carry = data
             return b""
         block, self._carry = data[:end], data[end:]
-        if self._begun and not block.startswith(b":") and b"\n:" not in block and not _USAGE.search(block):
-            return block
-        return b"".join(self._event(event) for event in block.split(_END)[:-1])
+        if (error := _ERROR.search(block)) is not None:
+            self.failed = True
+            block = b"".join(block[: error.start()].rpartition(_END)[:2])
+        if not self._begun or block.startswith(b":") or b"\n:" in block or _USAGE.search(block):
+            block = b"".join(self._event(event) for event in block.split(_END)[:-1])
+        if self.failed and not self._begun:
+            raise UpstreamFailedError("its stream begins with an error")
+        return block
 
     def rest(self) -> bytes:
         """What came after the last complete event."""
@@ -73,7 +86,7 @@ class UpstreamEvents:
         if not self._begun and parsed.get("error"):
             raise UpstreamFailedError("its stream begins with an error")
         self.usage = _usage_of(parsed) or self.usage
-        return b"data: " + orjson.dumps(parsed)
+        return b"data: " + _written(parsed)
 
 
 class UpstreamAnswer:
@@ -91,6 +104,9 @@ class UpstreamAnswer:
         self._prompt_tokens = prompt_tokens
         self._on_first = on_first
 
+    over = False
+    """It is known only by asking for more."""
+
     @property
     def content(self) -> UpstreamAnswer:
         return self
@@ -103,11 +119,13 @@ class UpstreamAnswer:
             if block:
                 self._on_first()
                 yield block
+            if events.failed:
+                raise UpstreamFailedError("its stream ends with an error")
         if rest := events.rest():
             yield rest
 
     async def read(self) -> bytes:
-        body = await self._answer.read()
+        body = await self._whole()
         self._on_first()
         parsed = _object(body)
         if parsed is None:
@@ -118,7 +136,15 @@ class UpstreamAnswer:
         if parsed.get("error"):
             raise UpstreamFailedError("its answer is an error with status 200")
         self.usage = _usage_of(parsed) or self._estimate(body)
-        return orjson.dumps(parsed)
+        return _written(parsed)
+
+    async def _whole(self) -> bytes:
+        body = bytearray()
+        async for chunk in self._answer.content.iter_any():
+            body += chunk
+            if len(body) > MAX_ANSWER_BYTES:
+                raise UpstreamFailedError(f"its answer is longer than {MAX_ANSWER_BYTES} bytes")
+        return bytes(body)
 
     def _estimate(self, body: bytes) -> TokenUsage:
         return TokenUsage(self._prompt_tokens, 0, len(body) // BYTES_PER_TOKEN)
@@ -130,6 +156,13 @@ def _object(text: bytes) -> dict[str, Any] | None:
     except orjson.JSONDecodeError:
         return None
     return parsed if isinstance(parsed, dict) else None
+
+
+def _written(parsed: dict[str, Any]) -> bytes:
+    try:
+        return orjson.dumps(parsed)
+    except orjson.JSONEncodeError:
+        raise UpstreamFailedError("its answer is nested too deep to be written again") from None
 
 
 def _usage_of(parsed: dict[str, Any]) -> TokenUsage | None:

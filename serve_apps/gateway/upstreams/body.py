@@ -9,7 +9,9 @@ from collections.abc import Collection, Mapping
 
 import orjson
 
+from serve_apps.gateway.doors import BY_PATH
 from serve_apps.gateway.request import GenerationRequest
+from serve_apps.gateway.splice import written
 
 ENGINE_FIELDS = frozenset(
     {
@@ -30,7 +32,6 @@ ENGINE_FIELDS = frozenset(
 )
 """About queues, caches and processes of ours. Sampling fields beyond OpenAI's pass: many upstreams are engines too, and
 one that is not has them in its `drop`."""
-_USAGE_ON_REQUEST = ("/v1/chat/completions", "/v1/completions")
 
 
 def upstream_body(request: GenerationRequest, model: str, drop: Collection[str] = ()) -> bytes:
@@ -41,7 +42,7 @@ def upstream_body(request: GenerationRequest, model: str, drop: Collection[str] 
         if name not in ENGINE_FIELDS and name not in drop
     }
     fields["model"] = model
-    if request.stream and request.path in _USAGE_ON_REQUEST:
+    if request.stream and BY_PATH[request.path].usage_on_request:
         options = fields.get("stream_options")
         fields["stream_options"] = {**(options if isinstance(options, Mapping) else {}), "include_usage": True}
-    return orjson.dumps(fields)
+    return written(fields)

@@ -66,14 +66,20 @@ class UpstreamBooks:
         self._accounts: dict[str, TenantAccount] = {}
 
     async def look(self) -> None:
-        """Read the store if that was not tried for a while. Others that ask meanwhile wait for the same reading."""
-        running = self._reading is not None and not self._reading.done()
-        if not running and self._clock() - self._tried_at_s <= FRESH_S:
+        """Read the store if that was not tried for a while. Others that ask meanwhile wait for the same reading, all of
+        them up to `READ_TIMEOUT_S` after it began: a store that hangs does not hold up each request anew.
+        """
+        now_s = self._clock()
+        if self._reading is None or self._reading.done():
+            if now_s - self._tried_at_s <= FRESH_S:
+                return
+            self._tried_at_s = now_s
+            self._reading = asyncio.create_task(self._read(now_s))
+        left_s = self._tried_at_s + READ_TIMEOUT_S - now_s
+        if left_s <= 0:
             return
-        if self._reading is None or not running:
-            self._reading = asyncio.create_task(self._read())
         try:
-            async with asyncio.timeout(READ_TIMEOUT_S):
+            async with asyncio.timeout(left_s):
                 await asyncio.shield(self._reading)
         except TimeoutError:
             log.warning("the store is slow: upstreams go by what it said before")
@@ -138,8 +144,7 @@ class UpstreamBooks:
         account.spend(used, now_s)
         account.spent_usd += usd
 
-    async def _read(self) -> None:
-        began_at_s = self._tried_at_s = self._clock()
+    async def _read(self, began_at_s: float) -> None:
         try:
             self._take(await asyncio.to_thread(read_books, self._store, self._weights, time.time()), began_at_s)
         except Exception as error:

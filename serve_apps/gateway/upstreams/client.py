@@ -66,10 +66,11 @@ class UpstreamClient:
         """One try. Raises ApiError where the request is at fault, UpstreamFailedError where the upstream is; after the
         first byte (`course.begun`) that is the end of the answer.
         """
+        body = upstream_body(course.request, self.config.models[course.request.model], self.config.drop)
         began_at_s = time.monotonic()
         self.running += 1
         try:
-            await self._once(course, deliver)
+            await self._once(course, body, deliver)
         except ApiError:
             self._breakers.succeeded(self.name, began_at_s)  # it works: it can tell what is wrong with the request
             raise
@@ -92,9 +93,8 @@ class UpstreamClient:
         elif failed.counts:
             self._breakers.failed(self.name, began_at_s, now_s)
 
-    async def _once(self, course: Course, deliver: Deliver) -> None:
+    async def _once(self, course: Course, body: bytes, deliver: Deliver) -> None:
         request, config = course.request, self.config
-        body = upstream_body(request, config.models[request.model], config.drop)
         key = self._key()
         headers = {"Content-Type": "application/json", "User-Agent": "tribes"}
         if key is not None:

@@ -31,7 +31,7 @@ async def failure_of(
     """The exception that stands for an answer that is not 200. `unspoken`: the key and the address."""
     status = answer.status
     if status in _OUR_REQUEST:
-        return _cleaned(engine_error(status, await answer.content.read(MAX_ERROR_BYTES), path), unspoken)
+        return _cleaned(engine_error(status, await _beginning(answer), path), unspoken)
     if status in _OUR_ACCOUNT:
         return UpstreamFailedError(f"it answered {status}: is its key right and its account in order?", ACCOUNT_PAUSE_S)
     if status in _MISSING:
@@ -39,6 +39,14 @@ async def failure_of(
     if status in _BUSY:
         return UpstreamFailedError(f"it is busy ({status})", retry_after_s(answer))
     return UpstreamFailedError(f"it answered {status}")
+
+
+async def _beginning(answer: aiohttp.ClientResponse) -> bytes:
+    """The body, which may come in pieces, up to a bound."""
+    body = b""
+    while len(body) < MAX_ERROR_BYTES and (piece := await answer.content.read(MAX_ERROR_BYTES - len(body))):
+        body += piece
+    return body
 
 
 def retry_after_s(answer: aiohttp.ClientResponse) -> float:

@@ -11,6 +11,7 @@ import pytest
 
 from tests.support.postgres import emptied
 from tests.unit.serve_apps.harness import House, configuration
+from tests.unit.serve_apps.overflow import KEY
 from tests.unit.serve_apps.servers import Engine, scripted_engine
 
 
@@ -53,3 +54,8 @@ def state_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
         return f"sqlite:///{tmp_path}/state.db"
     url: str = request.getfixturevalue("postgres")
     return emptied(url)
+
+
+@pytest.fixture(autouse=True)
+def _upstream_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("UPSTREAM_KEY", KEY)

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-import aiohttp
 import orjson
 from moto.server import ThreadedMotoServer
 from openai import AsyncOpenAI
@@ -32,6 +31,7 @@ from serve_apps.deferred.runner import Answer, Request
 from serve_apps.deferred.shop import Pace, Shop
 from serve_apps.deferred.slots import Slots
 from serve_apps.deferred.worker import Worker
+from serve_apps.gateway.engine_client import EngineClient
 from serve_apps.leases import LeaseClient
 from tests.unit.serve_apps.harness import House
 
@@ -56,8 +56,8 @@ async def working(house: House, name: str = "w1", jobs: Any = None) -> AsyncIter
     leases = {model: LeaseClient(handle, f"dw-{name}") for model, handle in house.handles.items()}
     for client in leases.values():
         client.start()
-    async with aiohttp.ClientSession(auto_decompress=False) as session:
-        runner = make_runner(house.parsed, session, leases, house.sink)
+    async with EngineClient(5, 60) as client:
+        runner = make_runner(house.parsed, client, leases, house.sink)
         shop = shop_of(house.parsed, house.store, runner, jobs)
         worker = Worker(shop, name)
         worker.start()
@@ -75,8 +75,8 @@ async def doomed(house: House, name: str) -> AsyncIterator[None]:
     leases = {model: LeaseClient(handle, f"dw-{name}") for model, handle in house.handles.items()}
     for client in leases.values():
         client.start()
-    session = aiohttp.ClientSession(auto_decompress=False)
-    shop = shop_of(house.parsed, house.store, make_runner(house.parsed, session, leases, house.sink))
+    client = EngineClient(5, 60)
+    shop = shop_of(house.parsed, house.store, make_runner(house.parsed, client, leases, house.sink))
     worker = Worker(shop, name)
     worker.start()
     yield
@@ -93,7 +93,7 @@ async def doomed(house: House, name: str) -> AsyncIterator[None]:
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
-    await session.close()
+    await client.close()
     for handle in house.handles.values():
         await handle.goodbye.remote(f"dw-{name}")  # what the dispatcher does once a process is silent for long enough
 

@@ -34,12 +34,17 @@ CHAT = "/v1/chat/completions"
 
 @dataclass(slots=True)
 class Sink:
-    """Stands for the request metrics."""
+    """Stands for the metrics."""
 
     records: list[UsageRecord] = field(default_factory=list)
+    events: list[str] = field(default_factory=list)
+    """What was done about replicas that failed."""
 
     def finished(self, record: UsageRecord) -> None:
         self.records.append(record)
+
+    def happened(self, model: str, event: str) -> None:
+        self.events.append(event)
 
 
 def configuration(folder: Path, **sections: Any) -> dict[str, Any]:
@@ -67,7 +72,7 @@ class House:
         self.sink = Sink()
         self.handles: dict[str, Handle] = {}
         self.leases: dict[str, LeaseClient] = {}
-        self.gateway = Gateway(self.parsed, self.store, self._connect, self.sink, self._page)
+        self.gateway = Gateway(self.parsed, self.store, self._connect, self.sink, self._page, self.sink.happened)
         self.url = ""
         self._reporters: dict[str, asyncio.Task[None]] = {}
         self._clients: list[openai.AsyncOpenAI] = []

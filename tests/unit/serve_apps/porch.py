@@ -69,7 +69,10 @@ class Porch:
         self.keys: dict[str, str] = {}
         self.url = ""
         self._clients: list[openai.AsyncOpenAI] = []
-        self.gateway = Gateway(self.config, self.store, lambda model: leases, self.sink, self._page)  # type: ignore[arg-type, return-value]
+        self.gateway = Gateway(self.config, self.store, self._connect, self.sink, self._page, self.sink.happened)
+
+    def _connect(self, model: str) -> Any:
+        return self.leases
 
     async def _page(self) -> bytes:
         return b""

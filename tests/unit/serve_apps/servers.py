@@ -21,6 +21,7 @@ import orjson
 import uvicorn
 
 from cluster.engines import free_port
+from serve_apps.gateway.corked import CorkedProtocol
 
 REPO = Path(__file__).parents[3]
 ENGINE_KEY = "engine-key"
@@ -78,7 +79,13 @@ async def served(app: Any) -> AsyncIterator[str]:
     """An ASGI app on a loopback port; yields its URL."""
     listener = socket.create_server(("127.0.0.1", 0))
     config = uvicorn.Config(
-        app, lifespan="auto", log_level="warning", access_log=False, timeout_graceful_shutdown=1, ws="none"
+        app,
+        http=CorkedProtocol,
+        lifespan="auto",
+        log_level="warning",
+        access_log=False,
+        timeout_graceful_shutdown=1,
+        ws="none",
     )
     server = Server(config)
     serving = asyncio.create_task(server.serve([listener]))

@@ -6,7 +6,6 @@ import asyncio
 from pathlib import Path
 from typing import Any
 
-import aiohttp
 import openai
 import orjson
 import pytest
@@ -21,6 +20,7 @@ from cluster.state.deferred import DeferredStore
 from cluster.vocabulary import RequestClass
 from serve_apps.gateway.apis import background
 from serve_apps.gateway.auth import Caller
+from serve_apps.gateway.engine_client import EngineClient
 from serve_apps.gateway.headless import Headless
 from tests.unit.serve_apps.conftest import MakeHouse
 from tests.unit.serve_apps.deferred_work import sections, working
@@ -43,8 +43,8 @@ async def work(gateway: Porch) -> None:
     for row in rows.claim_background("test", 1e10, 1e9, 100, 100):
         caller = Caller(row.tenant, row.key_id)
         records: list[UsageRecord] = []
-        async with aiohttp.ClientSession(auto_decompress=False) as session:
-            outcome = await Headless(session, gateway.config, records.append).run(
+        async with EngineClient(5, 60) as client:
+            outcome = await Headless(client, gateway.config, records.append).run(
                 row.path,
                 row.body,
                 caller,
@@ -163,7 +163,7 @@ async def test_what_is_not_accepted(tmp_path: Path, path: str, more: dict[str, A
     async with porch(tmp_path) as gateway:
         status, error = await call(gateway, "POST", path, {**BODIES[path], **more})
         assert (status, error["error"]["param"]) == (400, param)
-        assert DeferredStore(gateway.store).claim_background("test", 1e10, 1e9, 100, 100) == []
+        assert not list(DeferredStore(gateway.store).claim_background("test", 1e10, 1e9, 100, 100))
 
 
 async def test_a_tenant_has_so_many_of_them(tmp_path: Path) -> None:
@@ -243,6 +243,18 @@ async def test_no_success_before_the_row_is_stored(tmp_path: Path, monkeypatch: 
         with pytest.raises(openai.InternalServerError) as caught:
             await gateway.openai("a").responses.create(model="m", input="x", background=True)
         assert caught.value.status_code == 503 and caught.value.code == "store_unavailable"
+
+
+async def test_what_cannot_be_echoed_is_not_accepted(tmp_path: Path) -> None:
+    deep: Any = []
+    for _ in range(300):
+        deep = [deep]
+    async with porch(tmp_path) as gateway:
+        gateway.key("a")
+        body = {"model": "m", "input": "x", "background": True, "tools": deep}
+        status, said = await call(gateway, "POST", RESPONSES, body=body)
+        assert (status, said["error"]["code"]) == (400, "invalid_json")
+        assert not list(DeferredStore(gateway.store).claim_background("test", 1e10, 1e9, 100, 100))
 
 
 async def test_the_answer_waits_for_the_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+import orjson
 import pytest
 
 from cluster.state import UsageRecord
@@ -124,3 +125,28 @@ async def test_a_cancelled_request_is_billed_and_freed_too(house: House, engines
     rows: list[UsageRecord] = await house.ledger(1)
     assert [r.status for r in rows] == [499] and rows[0].output_tokens >= 4
     assert len(house.sink.records) == 1
+
+
+async def test_a_client_that_takes_nothing_has_left(make_house: MakeHouse, engines: list[Engine]) -> None:
+    """Its slot is needed; a server whose buffers are full waits in `send` for as long as the connection lasts."""
+    house = await make_house(gateway={"client_timeout_s": 0.2})
+    before = await engines[0].stats()
+    body = orjson.dumps(chat(stream=True, max_tokens=1000, x_script={"itl_ms": 10, "tokens": 1000}))
+    incoming = [{"type": "http.request", "body": body}]
+    sent: list[Any] = []
+
+    async def receive() -> Any:
+        return incoming.pop() if incoming else await asyncio.Event().wait()
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+        await (asyncio.Event().wait() if len(sent) > 40 else asyncio.sleep(0.02))  # slow, but it takes them
+
+    headers = [(b"authorization", f"Bearer {house.keys['default']}".encode())]
+    scope = {"type": "http", "method": "POST", "path": CHAT, "query_string": b"", "headers": headers}
+    async with asyncio.timeout(10):
+        await house.gateway(scope, receive, send)
+    assert len(sent) == 41
+    await aborted(engines[0], before)
+    await house.quiet()
+    assert [r.status for r in await house.ledger(1)] == [499]

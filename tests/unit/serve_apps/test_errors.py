@@ -29,7 +29,7 @@ async def send(
     return answer.status, body["error"]
 
 
-@pytest.mark.parametrize("status", [400, 401, 404, 405, 409, 413, 416, 422])
+@pytest.mark.parametrize("status", [400, 401, 403, 404, 405, 408, 409, 413, 415, 416, 422, 424])
 def test_what_the_client_did_wrong_is_an_invalid_request(status: int) -> None:
     assert ApiError(status, "code", "message").fields()["type"] == "invalid_request_error"
 
@@ -184,3 +184,19 @@ async def test_refused_requests_are_not_billed(house: House) -> None:
         await send(house, data)
     assert await house.ask() != []
     assert [r.status for r in await house.ledger(1)] == [200]
+
+
+async def test_an_answer_that_has_begun_gets_no_second_one(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    sent: list[str] = []
+
+    async def route(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        raise ApiError(503, "store_unavailable", "too late to say so")
+
+    async def keep(message: Any) -> None:
+        sent.append(message["type"])
+
+    monkeypatch.setattr(house.gateway, "_route", route)
+    with pytest.raises(ApiError):
+        await house.gateway({"type": "http", "path": "/", "method": "GET", "headers": []}, None, keep)  # type: ignore[arg-type]
+    assert sent == ["http.response.start"]

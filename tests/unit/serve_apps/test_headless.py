@@ -6,7 +6,6 @@ import asyncio
 from pathlib import Path
 from typing import Any
 
-import aiohttp
 import orjson
 import pytest
 
@@ -15,6 +14,7 @@ from cluster.scheduling import Refusal, TokenUsage
 from cluster.state import Store, UsageRecord
 from cluster.vocabulary import RequestClass
 from serve_apps.gateway.auth import Caller
+from serve_apps.gateway.engine_client import EngineClient
 from serve_apps.gateway.headless import Headless, Outcome
 from serve_apps.gateway.upstreams.routes import Upstreams
 from tests.unit.serve_apps.harness import CHAT, chat, configuration
@@ -41,10 +41,10 @@ class Bench:
     ) -> Outcome:
         raw = body if isinstance(body, bytes) else orjson.dumps(body)
         fields = {"request_id": "work-1", "deadline_at_s": None, **kwargs}
-        async with aiohttp.ClientSession(auto_decompress=False) as session:
+        async with EngineClient(5, 60) as client:
             upstreams = Upstreams(self.config, self.store, accepted_work=True)
             await upstreams.start()
-            headless = Headless(session, self.config, self.billed.append, upstreams)
+            headless = Headless(client, self.config, self.billed.append, upstreams)
             try:
                 return await headless.run(path, raw, CALLER, self.leases, request_class=request_class, **fields)  # type: ignore[arg-type]
             finally:

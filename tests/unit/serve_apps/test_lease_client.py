@@ -153,13 +153,13 @@ async def test_a_message_that_was_not_looked_at_is_sent_again(client: LeaseClien
     await eventually(lambda: "gw" in dispatcher._office.gateways)
     await dispatcher.goodbye("gw")
     restored: list[Ticket] = []
-    restore = dispatcher._queue.restore
+    restore = dispatcher._queue.recovery.restore
 
     def spy(waiting: Any, *args: Any) -> Any:
         restored.extend(waiting)
         return restore(waiting, *args)
 
-    dispatcher._queue.restore = spy  # type: ignore[method-assign, assignment]
+    dispatcher._queue.recovery.restore = spy  # type: ignore[method-assign, assignment]
     task = asyncio.create_task(client.acquire(ticket("t1"), nothing, 5))
     await eventually(lambda: dispatcher._queue.waiting(RequestClass.ONLINE) == 1)
     assert not restored, "a submit, with all its limits"

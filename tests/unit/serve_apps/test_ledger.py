@@ -136,6 +136,22 @@ async def test_closing_in_the_middle_of_a_write_loses_nothing(tmp_path: Path) ->
     await eventually(lambda: len(store.usage()) == 2)
 
 
+async def test_the_last_records_are_tried_more_than_once(tmp_path: Path) -> None:
+    store = ShakyStore(f"sqlite:///{tmp_path}/s.db", failures=2)
+    ledger = Ledger(store)
+    ledger.add(record(0))
+    await ledger.close()
+    assert len(store.usage()) == 1
+
+
+async def test_what_is_lost_at_the_end_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    ledger = Ledger(ShakyStore(f"sqlite:///{tmp_path}/s.db", failures=100))
+    ledger.add(record(0))
+    ledger.add(record(1))
+    await ledger.close()
+    assert "2 usage records are lost" in caplog.text
+
+
 async def test_a_full_ledger_drops_rather_than_grow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ledger_module, "MAX_PENDING", 3)
     store = ShakyStore(f"sqlite:///{tmp_path}/s.db")

@@ -12,10 +12,10 @@ import pytest
 from cluster.config import TribesConfig
 from cluster.scheduling import Refusal, TokenUsage
 from cluster.vocabulary import RequestClass
+from serve_apps.gateway.apis.messages import MessageEventStream, read_usage
 from serve_apps.gateway.auth import Caller
 from serve_apps.gateway.catalogue import Catalogue
 from serve_apps.gateway.hints import Hints
-from serve_apps.gateway.apis.messages import MessageEventStream, read_usage
 from serve_apps.gateway.request import GenerationRequest, parse_request
 from tests.unit.serve_apps.conftest import MakeHouse
 from tests.unit.serve_apps.harness import configuration

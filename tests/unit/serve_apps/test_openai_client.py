@@ -84,6 +84,16 @@ async def test_health_needs_no_key_and_metrics_do(house: House) -> None:
     assert await page(f"{house.url}/metrics", house.keys["default"]) == (200, "ray_tribes_up 1\n")
 
 
+@pytest.mark.parametrize("path", ["/metrics", "/tribes/status"])
+async def test_what_names_every_tenant_is_for_operators(make_house: MakeHouse, path: str) -> None:
+    tenants = {"default": {"operator": False}, "a": {}, "b": {"operator": True}}
+    house = await make_house(replicas=0, tenants=tenants)
+    for tenant, expected in (("default", 403), ("a", 403), ("b", 200)):
+        status, text = await page(house.url + path, house.keys[tenant])
+        assert status == expected
+        assert ("operator: true" in text) == (expected == 403)
+
+
 async def test_metrics_for_everybody_where_the_configuration_says_so(make_house: MakeHouse) -> None:
     house = await make_house(replicas=0, gateway={"metrics_without_key": True})
     assert await page(f"{house.url}/metrics") == (200, "ray_tribes_up 1\n")

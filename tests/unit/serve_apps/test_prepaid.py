@@ -328,6 +328,18 @@ async def test_what_it_starts_no_more_of_is_given_back(tmp_path: Path) -> None:
     assert {p.replica_id for p in desk.refill("gw", 6.0)} == {"on"}
 
 
+def test_what_a_gateway_lacks_is_counted_without_looking_at_every_replica(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is asked for with each of the gateway's messages."""
+    queue = RequestQueue({RequestClass.ONLINE: ClassPolicy(9, 9)})
+    for number in range(8):
+        queue.put_replica(Replica(f"r{number}", "d", (RequestClass.ONLINE,), 4, draining=number > 5), 0.0)
+    desk = PrepaidDesk(queue)
+    desk.started("gw", [RequestClass.ONLINE] * 1000, 0.0)
+    desk.retarget(0.0)
+    monkeypatch.setattr(queue, "replicas", None)
+    assert 17 <= len(desk.refill("gw", 0.0)) <= 24 - 24 // 4, "all but the reserve; those that drain do not count"
+
+
 async def test_a_hello_leaves_nothing_on_a_replica_that_drains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("serve_apps.prepaid_desk._Account.wish", lambda *_: 6)
     monkeypatch.setattr("serve_apps.prepaid_desk.IDLE_S", 100.0)

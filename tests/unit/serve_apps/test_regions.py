@@ -89,6 +89,7 @@ async def world(
     **peer: Any,
 ) -> AsyncIterator[World]:
     monkeypatch.setattr(ready_replicas, "READY_FRESH_S", 0.05)
+    monkeypatch.setattr(ready_replicas, "READY_TRUSTED_S", 0.0)
     async with wire() as to_east, wire() as to_west, contextlib.AsyncExitStack() as stack:
         houses = []
         for name, other, line, fields in (("west", "east", to_east, peer), ("east", "west", to_west, {})):

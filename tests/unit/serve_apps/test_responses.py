@@ -11,9 +11,11 @@ import pytest
 
 from cluster.scheduling import TokenUsage
 from serve_apps.gateway.sse import ResponseEventStream
+from tests.unit.serve_apps.mortal_engine import MortalEngine, cuts
 from tests.unit.serve_apps.odd_engine import OddEngine
 from tests.unit.serve_apps.porch import porch
 from tests.unit.serve_apps.servers import Engine, served
+from tests.unit.serve_apps.test_going_on import gateway_to
 
 PATH = "/v1/responses"
 LONG = "tell me something about caches, at some length please; " * 6
@@ -135,3 +137,19 @@ async def test_what_an_engine_would_keep_for_anyone_is_refused(tmp_path: Path, n
         with pytest.raises(openai.BadRequestError, match="whole conversation"):
             await gateway.openai().responses.create(model="m", input="hi", extra_body={name: "resp_1"})
     assert gateway.leases.tickets == []
+
+
+async def test_a_stream_that_breaks_says_so_to_both_kinds_of_clients(tmp_path: Path) -> None:
+    """Those that go by an event's type, and those that raise what has an `error`, as the official one."""
+    asked: dict[str, Any] = {"model": "m", "input": "hi", "stream": True}
+    script = {"x_script": {"tokens": 40}}
+    async with gateway_to(tmp_path, MortalEngine(cuts(2500)), MortalEngine(cuts(2500))) as gateway:
+        with pytest.raises(openai.APIError, match="replica failed"):
+            async for _ in await gateway.openai().responses.create(**asked, extra_body=script):
+                pass
+        async with gateway.http() as http, http.post(PATH, json=asked | script) as answer:
+            last = [event for event in (await answer.read()).split(b"\n\n") if event][-1]
+    head, data = last.split(b"\ndata: ")
+    said = orjson.loads(data)
+    assert (head, said["type"], said["code"]) == (b"event: error", "error", "replica_failed")
+    assert said["error"]["message"] == said["message"]

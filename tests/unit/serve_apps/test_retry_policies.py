@@ -116,6 +116,17 @@ def test_streams_that_began_before_it_opened_change_nothing() -> None:
     assert breakers.open(8.0) == ("r",)  # still half-open, so one is enough
 
 
+def test_who_is_asked_while_it_is_open_and_fails_does_not_keep_it_open() -> None:
+    """The only replica of a class is asked all the same, many times."""
+    heard: list[tuple[str, float]] = []
+    breakers = Breakers(1, 1.0, 8.0, lambda replica_id, open_for_s: heard.append((replica_id, open_for_s)))
+    for number in range(10):
+        breakers.failed("r", number / 16, number / 16)
+    assert breakers.open(0.9) == ("r",) and breakers.open(1.0) == ()
+    breakers.failed("r", 1.0, 1.0)
+    assert heard == [("r", 1.0), ("r", 2.0)]
+
+
 def test_replicas_that_are_gone_are_forgotten() -> None:
     breakers = Breakers(1, 1.0, 8.0)
     breakers.failed("r", 0.0, 0.0)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import email.utils
 import os
+import threading
 import time
 from itertools import pairwise
 from pathlib import Path
@@ -17,9 +19,10 @@ from hypothesis import strategies as st
 from sqlalchemy.exc import OperationalError
 
 from cluster.config import SecretRef, TenantUpstreamConfig, TribesConfig
-from cluster.metrics import requests
+from cluster.metrics import requests, tally
 from cluster.scheduling import TokenUsage
 from cluster.state import Store
+from serve_apps.gateway.upstreams import answer as answer_module
 from serve_apps.gateway.upstreams import books as books_module
 from serve_apps.gateway.upstreams import secrets as secrets_module
 from serve_apps.gateway.upstreams.answer import UpstreamEvents, UpstreamFailedError
@@ -72,7 +75,25 @@ def test_a_stream_that_begins_with_an_error_has_not_begun() -> None:
         UpstreamEvents().feed(event({"error": {"message": "no", "code": 500}}))
     events = UpstreamEvents()
     events.feed(piece("a"))
-    assert b"error" in events.feed(event({"error": {"message": "no"}}))
+    assert events.feed(event({"error": {"message": "no"}})) == b"" and events.failed
+
+
+@pytest.mark.parametrize("named", [b"", b"event: error\n"])
+def test_what_came_before_an_error_is_passed_on(named: bytes) -> None:
+    error = named + event({"error": {"message": "no"}})
+    events = UpstreamEvents()
+    assert events.feed(piece("a") + piece("b") + error + event(b"[DONE]")).count(b"\n\n") == 2 and events.failed
+    quoted = UpstreamEvents()
+    quoted.feed(piece("a"))
+    assert quoted.feed(piece('\n\ndata: {"error": {')) and not quoted.failed
+
+
+def test_an_event_without_end_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(answer_module, "MAX_EVENT_BYTES", 1000)
+    events = UpstreamEvents()
+    events.feed(b"data: " + b"x" * 900)
+    with pytest.raises(UpstreamFailedError, match="longer"):
+        events.feed(b"x" * 200)
 
 
 @pytest.mark.parametrize(
@@ -168,7 +189,22 @@ async def test_while_the_store_is_away_budgets_hold_for_a_minute(
     assert code() is None
 
 
-def test_what_upstreams_serve_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_store_that_hangs_holds_up_nobody_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = TribesConfig.model_validate(configuration(tmp_path))
+    books, hangs = UpstreamBooks(Store(config.state.url), config), threading.Event()
+    monkeypatch.setattr(books_module, "read_books", lambda *_: hangs.wait(10))
+    monkeypatch.setattr(books_module, "READ_TIMEOUT_S", 0.3)
+    began_s = time.monotonic()
+    await asyncio.gather(*(books.look() for _ in range(3)))
+    assert time.monotonic() - began_s >= 0.25
+    began_s = time.monotonic()
+    for _ in range(10):
+        await books.look()
+    assert time.monotonic() - began_s < 0.25
+    hangs.set()
+
+
+async def test_what_upstreams_serve_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: dict[str, tuple[float, dict[str, str]]] = {}
 
     class Recorder:
@@ -180,11 +216,14 @@ def test_what_upstreams_serve_is_counted(monkeypatch: pytest.MonkeyPatch) -> Non
 
         observe = inc
 
-    monkeypatch.setattr(requests, "Counter", Recorder)
+    monkeypatch.setattr(tally, "Counter", Recorder)
+    monkeypatch.setattr(tally, "TELL_S", 0.0)
     monkeypatch.setattr(requests, "Histogram", Recorder)
     metrics = requests.RequestMetrics()
     metrics.finished(record(1))
+    await asyncio.sleep(0.01)
     assert "tribes_requests_total" in seen and "tribes_upstream_requests_total" not in seen
     metrics.finished(record(2, deployment="upstream:up", upstream_usd=0.5))
+    await asyncio.sleep(0.01)
     tags = {"upstream": "up", "model": "m", "tenant": "a"}
     assert seen["tribes_upstream_requests_total"] == (1, tags) and seen["tribes_upstream_usd_total"] == (0.5, tags)

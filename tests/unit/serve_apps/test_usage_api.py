@@ -12,9 +12,9 @@ from sqlalchemy.exc import OperationalError
 
 from cluster.scheduling import ServiceWeights
 from cluster.state import Store
+from serve_apps.gateway.apis.usage import usage_page
 from serve_apps.gateway.auth import Caller
 from serve_apps.gateway.errors import ApiError
-from serve_apps.gateway.apis.usage import usage_page
 from tests.unit.serve_apps.harness import House
 from tests.unit.state.records import record
 
