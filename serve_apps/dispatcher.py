@@ -24,24 +24,16 @@ from typing import Any
 
 import ray
 
-from cluster.config import DeploymentConfig, TribesConfig
+from cluster.config import TribesConfig
 from cluster.metrics.queue import QueueMetrics
-from cluster.scheduling import (
-    BacklogScaler,
-    ClassPolicy,
-    QueuePolicy,
-    RequestQueue,
-    RoutingPolicy,
-    ScalingBounds,
-    ScalingDecision,
-    ServiceWeights,
-)
+from cluster.scheduling import Claim, ClassPolicy, QueuePolicy, RequestQueue, RoutingPolicy, ServiceWeights
 from cluster.state import Store
 from cluster.vocabulary import RequestClass
 from serve_apps.comeback import Comeback
 from serve_apps.lease_office import LeaseOffice
 from serve_apps.messages import Answers, Exchange, Hello, Memory, ReplicaOrder, ReplicaReport
-from serve_apps.queue_status import queue_status, replica_status, scaling_status
+from serve_apps.queue_status import queue_status, replica_status
+from serve_apps.scaling_desk import ScalingDesk
 from serve_apps.tenant_feed import TenantFeed
 
 TICK_S = 0.2
@@ -76,8 +68,7 @@ class Dispatcher:
             Comeback(_restarted(), self._ticked_at_s),
         )
         self._feed = TenantFeed(self._store, self._queue, _service_weights(self._config))
-        self._scalers: dict[str, BacklogScaler] = {}
-        self._decisions: dict[str, ScalingDecision] = {}
+        self._scaling = ScalingDesk(self._office.replicas)
         self._memory = Memory(self._life, frozenset(), {})
         self._remembered_at_s = self._measured_at_s = 0.0
         self._tasks: list[asyncio.Task[None]] = []
@@ -127,8 +118,12 @@ class Dispatcher:
             self._office.put_replica(report)
         if became_ready:
             self._office.metrics.cold_start(report)
+            self._scaling.became_ready(report)
         # A prepaid lease may be in use already: a draining replica waits for it like for the others.
-        return ReplicaOrder(running=self._queue.taken_on(report.replica_id))
+        running = self._queue.taken_on(report.replica_id)
+        if not self._office.comeback.is_over(time.monotonic()):
+            running = max(1, running)  # some gateway has not said yet what it runs there
+        return ReplicaOrder(running)
 
     async def replica_gone(self, replica_id: str) -> None:
         """A replica (or its engine) ended: its leases are told to their gateways, its waiting work goes elsewhere."""
@@ -136,19 +131,16 @@ class Dispatcher:
 
     # --- scaling and status ---------------------------------------------------------------------------------------
 
-    async def desired_replicas(self, deployment: str, current: int) -> int:
-        """What Ray Serve's autoscaler should aim at for a deployment that now has `current` replicas."""
+    async def desired_replicas(self, deployment: str, current: int, others: tuple[Claim, ...]) -> tuple[int, Claim]:
+        """What Ray Serve's autoscaler should aim at for a deployment that has ordered `current` replicas, and what the
+        other deployments of the cluster are to know of it; `others` is what is known of them."""
         self._start_ticking()
         config = self._config.deployments[deployment]
-        scaler, bounds = self._scalers.get(deployment), _bounds(config)
-        if scaler is None or scaler.bounds != bounds:
-            scaler = self._scalers[deployment] = BacklogScaler(bounds)
         demand = self._queue.demand(deployment, config.own_class, time.time(), self._config.guests_of(deployment))
-        decision = scaler.decide(demand, current, time.monotonic())
+        decision, claim = self._scaling.decide(deployment, config, demand, current, others)
         if decision.replicas != current:
             log.info("%s: %d -> %d replicas: %s", deployment, current, decision.replicas, decision.reason)
-        self._decisions[deployment] = decision
-        return decision.replicas
+        return decision.replicas, claim
 
     async def status(self) -> dict[str, Any]:
         """Everything `tribes status` shows about this model, as plain data."""
@@ -159,7 +151,7 @@ class Dispatcher:
             "gateways": len(office.gateways),
             "classes": queue_status(self._queue),
             "replicas": replica_status(office.replicas, self._queue, office.prepaid, time.time()),
-            "scaling": scaling_status(self._decisions),
+            "scaling": self._scaling.status(),
         }
 
     async def configure(self, config: dict[str, Any]) -> None:
@@ -269,16 +261,6 @@ def _restarted() -> bool:
         return False
     context = ray.get_runtime_context()
     return context.get_actor_id() is not None and context.was_current_actor_reconstructed
-
-
-def _bounds(config: DeploymentConfig) -> ScalingBounds:
-    return ScalingBounds(
-        min_replicas=config.replicas.min,
-        max_replicas=config.replicas.max,
-        slots_per_replica=config.max_running,
-        wait_target_s=config.replicas.wait_target_s,
-        idle_timeout_s=config.replicas.idle_timeout_s,
-    )
 
 
 def _service_weights(config: TribesConfig) -> ServiceWeights:

@@ -52,11 +52,13 @@ class LeaseOffice:
         gateway_id, now_s = message.gateway_id, time.time()
         self.gateways.open(gateway_id, time.monotonic())
         if foreign_memory and message.memory is not None:
-            self.queue.restore_counters(message.memory.counters)
+            self.queue.recovery.restore_counters(message.memory.counters)
         others = message.memory.gateways if foreign_memory and message.memory is not None else ()
         self.comeback.hello(gateway_id, others)
         self.prepaid.reconcile(gateway_id, message.running, message.prepaid, now_s)
-        unserved = self.queue.reconcile_owner(gateway_id, message.waiting, message.running, now_s, message.prepaid)
+        unserved = self.queue.recovery.reconcile_owner(
+            gateway_id, message.waiting, message.running, now_s, message.prepaid, message.produced
+        )
         for ticket, refusal in unserved:
             self._refuse(ticket, refusal)
         self.grant()
@@ -95,12 +97,15 @@ class LeaseOffice:
 
     def put_replica(self, report: ReplicaReport) -> None:
         config = self.deployments.get(report.deployment)
-        if config is None:
-            return  # removed from the configuration; Serve is about to stop it
-        draining = not self.replicas.takes_leases(report.replica_id)
-        replica = Replica(
-            report.replica_id, report.deployment, tuple(config.serves), config.max_running, draining=draining
-        )
+        draining = config is None or not self.replicas.takes_leases(report.replica_id)
+        if config is not None:
+            serves, slots = tuple(config.serves), config.max_running
+        elif (known := self.queue.replica(report.replica_id)) is not None:
+            # Removed from the configuration: Serve is about to stop it, and what runs there is to end.
+            serves, slots = known.serves, known.max_running
+        else:
+            return
+        replica = Replica(report.replica_id, report.deployment, serves, slots, draining=draining)
         self.queue.put_replica(replica, time.time())
         if draining:
             self._recall(self.prepaid.recall_from(report.replica_id))

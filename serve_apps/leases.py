@@ -277,8 +277,10 @@ class LeaseClient:
             never_sent = {ticket.ticket_id for ticket in fresh}
             waiting = [w.ticket for ticket_id, w in self._waiting.items() if ticket_id not in never_sent]
             running = [held.lease for held in self._held.values()]
+            produced = {lease_id: held.reported for lease_id, held in self._held.items() if held.reported}
+            prepaid = self._pool.held_by(self._gateway_id)
             try:
-                hello = Hello(self._gateway_id, waiting, running, self._pool.held_by(self._gateway_id), self._memory)
+                hello = Hello(self._gateway_id, waiting, running, prepaid, self._memory, produced)
                 answers = await self._dispatcher.hello.remote(hello)
             except RayError as error:
                 self._lost_touch(error)

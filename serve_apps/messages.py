@@ -31,6 +31,8 @@ class ReplicaReport:
     base_url: str = ""
     api_key: str = field(default="", repr=False)
     cold_start_s: float | None = None
+    rung: str = "cold"
+    """Of the cold-start ladder: how it came."""
     kv_usage: float | None = None
 
 
@@ -95,6 +97,8 @@ class Hello(Packed):
     prepaid: list[Prepaid] = field(default_factory=list)
     """Not in use yet; one that is in use is among `running`."""
     memory: Memory | None = None
+    produced: dict[str, int] = field(default_factory=dict)
+    """Of `running`: lease id -> output tokens so far."""
 
 
 @dataclass(slots=True)

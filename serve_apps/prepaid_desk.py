@@ -18,7 +18,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 
-from cluster.scheduling import Lease, Prepaid, Replica, RequestQueue, Ticket
+from cluster.scheduling import Lease, Prepaid, RequestQueue, Ticket
 from cluster.scheduling.rates import RateMeter
 from cluster.vocabulary import RequestClass
 
@@ -73,10 +73,10 @@ class PrepaidDesk:
         """Unused prepaid leases by gateway, as far as it is known here."""
         return {owner: len(a.live) + len(a.recalled) for owner, a in self._accounts.items()}
 
-    def on_replica(self, replica_id: str) -> int:
-        """Unused ones on one replica."""
+    def per_replica(self) -> Counter[str]:
+        """Unused ones by replica."""
         held = (p for a in self._accounts.values() for p in (*a.live.values(), *a.recalled.values()))
-        return sum(prepaid.replica_id == replica_id for prepaid in held)
+        return Counter(prepaid.replica_id for prepaid in held)
 
     def replica_ids(self) -> set[str]:
         """Where there are any."""
@@ -121,7 +121,7 @@ class PrepaidDesk:
         if missing <= 0:
             return []
         classes = account.classes(now_s)
-        count = min(missing, _spare(self._usable(classes)))
+        count = min(missing, self._spare(classes))
         prepaid = self._queue.prepay(owner, now_s, count, classes) if count > 0 else []
         account.live.update((p.lease_id, p) for p in prepaid)
         return prepaid
@@ -134,10 +134,10 @@ class PrepaidDesk:
             classes = account.classes(now_s)
             account.target = math.floor(account.wish(now_s) * shares[classes])
             useless = [lease_id for lease_id, prepaid in account.live.items() if classes.isdisjoint(prepaid.serves)]
+            useful = [lease_id for lease_id, prepaid in account.live.items() if not classes.isdisjoint(prepaid.serves)]
             # The newest: the oldest are the next to be used.
-            surplus = [lease_id for lease_id in account.live if lease_id not in useless][account.target :]
-            if useless or surplus:
-                recalls[owner] = account.recall(useless + surplus)
+            if excess := useless + useful[account.target :]:
+                recalls[owner] = account.recall(excess)
         return recalls
 
     def recall_for_waiting(self) -> Recalls:
@@ -162,7 +162,10 @@ class PrepaidDesk:
         return recalls
 
     def _account(self, owner: str) -> _Account:
-        return self._accounts.setdefault(owner, _Account())
+        account = self._accounts.get(owner)
+        if account is None:
+            account = self._accounts[owner] = _Account()
+        return account
 
     def _shares(self, now_s: float) -> dict[Classes, float]:
         """What part of its wish a gateway can have, by the classes that it starts: those that could use the same
@@ -170,29 +173,25 @@ class PrepaidDesk:
         wishes: Counter[Classes] = Counter()
         for account in self._accounts.values():
             wishes[account.classes(now_s)] += account.wish(now_s)
-        usable = {classes: self._usable(classes) for classes in wishes}
-        ids = {classes: {replica.replica_id for replica in replicas} for classes, replicas in usable.items()}
+        ids = {classes: self._usable(classes) for classes in wishes}
         live = Counter(p.replica_id for account in self._accounts.values() for p in account.live.values())
         shares = {}
         for classes, mine in ids.items():
             wished = sum(wish for others, wish in wishes.items() if not mine.isdisjoint(ids[others]))
-            available = _spare(usable[classes]) + sum(live[replica_id] for replica_id in mine)
+            available = self._spare(classes) + sum(live[replica_id] for replica_id in mine)
             shares[classes] = min(1.0, max(0, available) / wished) if wished else 0.0
         return shares
 
-    def _usable(self, classes: Classes) -> list[Replica]:
+    def _usable(self, classes: Classes) -> set[str]:
         """Replicas for some of `classes`, for which nobody waits."""
-        if not classes:
-            return []
         waiting = self._queue.contended()
-        return [
-            replica
+        return {
+            replica.replica_id
             for replica in self._queue.replicas()
             if not replica.draining and not classes.isdisjoint(replica.serves) and waiting.isdisjoint(replica.serves)
-        ]
+        }
 
-
-def _spare(replicas: Collection[Replica]) -> int:
-    """Free slots beyond the reserve."""
-    reserve = max(1, math.ceil(RESERVED_SHARE * sum(r.max_running for r in replicas)))
-    return sum(r.free for r in replicas) - reserve
+    def _spare(self, classes: Classes) -> int:
+        """Free slots there beyond the reserve."""
+        free, slots = self._queue.room(classes)
+        return free - max(1, math.ceil(RESERVED_SHARE * slots))

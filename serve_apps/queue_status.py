@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
 from typing import Any
 
-from cluster.scheduling import RequestQueue, ScalingDecision
+from cluster.scheduling import RequestQueue
 from serve_apps.prepaid_desk import PrepaidDesk
 from serve_apps.replica_book import ReplicaBook
 
@@ -25,24 +25,18 @@ def queue_status(queue: RequestQueue) -> dict[str, Any]:
 
 
 def replica_status(book: ReplicaBook, queue: RequestQueue, desk: PrepaidDesk, now_s: float) -> list[dict[str, Any]]:
-    running: dict[str, int] = {}
-    for lease in queue.leases():
-        running[lease.replica_id] = running.get(lease.replica_id, 0) + 1
+    running, prepaid = Counter(lease.replica_id for lease in queue.leases()), desk.per_replica()
     return [
         {
             "replica_id": report.replica_id,
             "deployment": report.deployment,
             "state": report.state,
             "pid": report.pid,
-            "running": running.get(report.replica_id, 0),
-            "prepaid": desk.on_replica(report.replica_id),
+            "running": running[report.replica_id],
+            "prepaid": prepaid[report.replica_id],
             "age_s": now_s - report.started_at_s,
             "cold_start_s": report.cold_start_s,
             "kv_usage": report.kv_usage,
         }
         for report in book.reports()
     ]
-
-
-def scaling_status(decisions: Mapping[str, ScalingDecision]) -> dict[str, Any]:
-    return {name: {"replicas": d.replicas, "reason": d.reason} for name, d in decisions.items()}

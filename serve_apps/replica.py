@@ -26,6 +26,7 @@ from cluster.config import TribesConfig
 from cluster.engines import EngineServer, LaunchSpec, LoadUnavailableError, build_spec, new_api_key, read_load
 from cluster.models import prepare_model
 from cluster.state import Store
+from serve_apps.fork_hosts import socket_for
 from serve_apps.messages import ReplicaReport, ReplicaState
 from serve_apps.names import ensure_dispatcher
 
@@ -91,7 +92,8 @@ class EngineReplica:
                 revision=prepared.revision,
             )
 
-        self._server = EngineServer(make_spec, log, host=host)
+        fork_host = await socket_for(self._deployment, make_spec(0))
+        self._server = EngineServer(make_spec, log, host=host, fork_host=fork_host)
         await self._server.start()
         self._cold_start_s = time.time() - self._started_at_s
         self._state = "ready"

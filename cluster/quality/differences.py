@@ -80,9 +80,14 @@ def top_k_kl(a: Sequence[Mapping[str, float]], b: Sequence[Mapping[str, float]])
 
 def _kl(a: Mapping[str, float], b: Mapping[str, float]) -> float:
     common = sorted(a.keys() & b.keys())
-    scale_a = math.log(sum(math.exp(a[token]) for token in common))
-    scale_b = math.log(sum(math.exp(b[token]) for token in common))
+    scale_a, scale_b = _log_of_sum([a[t] for t in common]), _log_of_sum([b[t] for t in common])
     return sum(math.exp(a[t] - scale_a) * ((a[t] - scale_a) - (b[t] - scale_b)) for t in common)
+
+
+def _log_of_sum(logs: Sequence[float]) -> float:
+    """Of numbers given by their logarithms. Engines write -9999 for what cannot come, of which exp is 0."""
+    largest = max(logs)
+    return largest + math.log(sum(math.exp(value - largest) for value in logs))
 
 
 def _units(a: Answer, b: Answer) -> tuple[Unit, Sequence[Hashable], Sequence[Hashable]]:

@@ -27,7 +27,8 @@ class Prompt:
 def read_prompts(path: Path) -> list[Prompt]:
     """JSONL: a line has `prompt` (a text) or `messages`, and may have an `id`; empty lines are skipped."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        # Not splitlines: JSON may have other ends of lines, such as U+2028, inside its texts.
+        lines = path.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise PromptError(f"{path} cannot be read: {error}") from error
     prompts = [_prompt(path, number, line) for number, line in enumerate(lines, 1) if line.strip()]

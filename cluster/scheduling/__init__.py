@@ -4,11 +4,13 @@ Owns: fair queueing, class order, admission, placement, demand and autoscaling d
 Must not know: Ray, engines, HTTP, files, the wall clock.
 """
 
-from cluster.scheduling.autoscaling import BacklogScaler, ScalingBounds, ScalingDecision
+from cluster.scheduling.autoscaling import BacklogScaler, Fleet, ScalingBounds, ScalingDecision
 from cluster.scheduling.demand import Demand
 from cluster.scheduling.hash_ring import HashRing, session_key
 from cluster.scheduling.request_queue import RequestQueue
 from cluster.scheduling.service import OutputPredictor, ServiceWeights
+from cluster.scheduling.sharing import Claim, Neighbour
+from cluster.scheduling.start_times import StartTimes
 from cluster.scheduling.types import (
     ClassPolicy,
     Lease,
@@ -26,10 +28,13 @@ from cluster.scheduling.types import (
 
 __all__ = [
     "BacklogScaler",
+    "Claim",
     "ClassPolicy",
     "Demand",
+    "Fleet",
     "HashRing",
     "Lease",
+    "Neighbour",
     "OutputPredictor",
     "Prepaid",
     "QueuePolicy",
@@ -41,6 +46,7 @@ __all__ = [
     "ScalingBounds",
     "ScalingDecision",
     "ServiceWeights",
+    "StartTimes",
     "TenantLimits",
     "TenantPolicy",
     "Ticket",

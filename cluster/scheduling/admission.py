@@ -10,7 +10,7 @@ Owns: the tenants' accounts. Must not know: order among tenants, replicas, HTTP.
 from __future__ import annotations
 
 from cluster.scheduling.limits import DAY_S, DRAIN_TAU_S, UNLIMITED, TenantAccount
-from cluster.scheduling.types import RateLimitState, Refusal, TenantLimits, Ticket, TokenUsage
+from cluster.scheduling.types import RateLimitState, Refusal, TenantLimits, Ticket
 
 MIN_RETRY_S = 1.0
 MAX_RETRY_S = 600.0
@@ -45,8 +45,6 @@ class Admission:
 
     def check(self, account: TenantAccount, ticket: Ticket, must_wait: bool, now_s: float) -> Refusal | None:
         """None when the tenant's own limits (its `account`) let the ticket in; nothing is counted yet."""
-        if not account.limited:
-            return None
         budget = account.exhausted(now_s)
         if budget is not None:
             message = f"tenant {ticket.tenant!r} has used up its budget of today (limits.{budget}); raise it or wait"
@@ -86,43 +84,6 @@ class Admission:
         if account is None or rate * DRAIN_TAU_S < 1.0:
             return UNKNOWN_RATE_RETRY_S
         return _clamp(account.backlog_tokens / rate)
-
-    def enqueued(self, account: TenantAccount, ticket: Ticket, now_s: float) -> None:
-        """The ticket waits from now on, and its tenant's rate limits have counted it."""
-        if account.limited:
-            account.take(ticket.limit_tokens, now_s)
-        self.restored(account, ticket)
-
-    def restored(self, account: TenantAccount, ticket: Ticket) -> None:
-        """The ticket waits as it did in a former queue, whose rate limits have counted it."""
-        account.queued += 1
-        account.backlog_tokens += ticket.limit_tokens
-
-    def left(self, ticket: Ticket) -> None:
-        """The ticket no longer waits."""
-        account = self._accounts[ticket.tenant]
-        account.queued -= 1
-        account.backlog_tokens -= ticket.limit_tokens
-
-    def refund(self, ticket: Ticket, now_s: float) -> None:
-        """The ticket was counted by the rate limits, and will not have run."""
-        self._accounts[ticket.tenant].take(-ticket.limit_tokens, now_s, requests=-1)
-
-    def started(self, tenant: str, tokens: int, now_s: float) -> TenantAccount:
-        """A ticket for which limits count `tokens` no longer waits: it runs."""
-        account = self._accounts[tenant]
-        account.queued -= 1
-        account.backlog_tokens -= tokens
-        account.running += 1
-        account.drain.add(tokens, now_s)
-        return account
-
-    def settle(self, account: TenantAccount, ticket: Ticket, usage: TokenUsage, now_s: float) -> None:
-        """Give back (or take) the difference between the tokens assumed at admission and those used."""
-        used = usage.prompt_tokens + usage.output_tokens
-        if account.limited:
-            account.take(used - ticket.limit_tokens, now_s, requests=0)
-        account.spend(used, now_s)
 
     def _refuse(
         self, ticket: Ticket, status: int, code: str, message: str, retry_after_s: float, now_s: float

@@ -36,11 +36,6 @@ class ClassLine:
         self.shed = ShedOrder(flows)
         self.run_s = 0.0
 
-    def push(self, ticket: Ticket, service: float, brought_back: bool, in_place: bool) -> Waiting:
-        waiting = self.flows.push(ticket, service, brought_back, in_place)
-        self.shed.touch(waiting.flow.tenant)
-        return waiting
-
     def ran(self, seconds: float) -> None:
         self.run_s += RUN_TIME_MEMORY * (seconds - self.run_s)
 
@@ -138,16 +133,18 @@ class ClassLines:
 
     def full_for(self, line: ClassLine, ticket: Ticket, service: float) -> Full | None:
         """None when one more ticket may wait in `line`."""
-        waiting = len(line.flows)
+        waiting = line.flows.root.waiting
         if waiting >= line.policy.max_queued:
             return Full(f"the {line.request_class} queue", waiting, line.shed.victim(ticket, service))
         bound = self._policy.max_queued
         if bound is None:
             return None
-        total = sum(len(other.flows) for other in self.all)
+        total = 0
+        for other in self.all:
+            total += other.flows.root.waiting
         if total < bound:
             return None
-        least = next((other for other in reversed(self.all) if len(other.flows)), line)
+        least = next((other for other in reversed(self.all) if other.flows.root.waiting), line)
         if least.index > line.index:
             return Full("the queue", total, least.shed.newest())
         victim = line.shed.victim(ticket, service) if least is line else None

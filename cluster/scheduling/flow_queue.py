@@ -10,11 +10,11 @@ Owns: waiting order, ages and deadlines of one class. Must not know: replicas, l
 
 from __future__ import annotations
 
-import heapq
 import math
 from bisect import insort
 from collections import deque
 from collections.abc import Iterator, Mapping
+from heapq import heapify, heappop, heappush
 from itertools import count, islice
 from typing import Any
 
@@ -55,13 +55,13 @@ class FlowQueue:
 
     # --- tickets --------------------------------------------------------------------------------------------------
 
-    def push(self, ticket: Ticket, service: float, brought_back: bool = False, in_place: bool = False) -> Waiting:
-        """`brought_back`: the ticket waited in a former queue; `in_place`: its flow keeps its restored counter."""
+    def push(self, ticket: Ticket, service: float, in_place: bool = False) -> Waiting:
+        """`in_place`: the flow keeps its restored counter."""
         flow = self.flow_of(ticket)
         tenant = flow.tenant
         if self._restored and not in_place:
             flow.keeps_place = flow.key.keeps_place = tenant.keeps_place = False
-        waiting = Waiting(ticket, flow, service, next(self._numbers), paid=not brought_back)
+        waiting = Waiting(ticket, flow, service, next(self._numbers))
         if flow.is_new:
             flow.is_new = False
             flow.key.introduce(flow, service)
@@ -79,7 +79,7 @@ class FlowQueue:
         flow: Any = tenant.head().head()  # type: ignore[union-attr]
         tickets = flow.tickets
         while not tickets[0][3].waits:
-            heapq.heappop(tickets)
+            heappop(tickets)
             flow.marked -= 1
         waiting: Waiting = tickets[0][3]
         return waiting
@@ -110,10 +110,11 @@ class FlowQueue:
         flow, ticket = waiting.flow, waiting.ticket
         come(flow)
         deadline = ticket.deadline_at_s if ticket.deadline_at_s is not None else math.inf
-        heapq.heappush(flow.tickets, (deadline, ticket.arrived_at_s, waiting.number, waiting))
-        flow.tenant.backlog += waiting.service
+        heappush(flow.tickets, (deadline, ticket.arrived_at_s, waiting.number, waiting))
+        tenant = flow.tenant
+        tenant.backlog += waiting.service
         self.backlog += waiting.service
-        if not flow.tenant.held:
+        if not tenant.held:
             self.ready += 1
 
     def _leave(self, waiting: Waiting) -> None:
@@ -122,12 +123,12 @@ class FlowQueue:
         tenant = flow.tenant
         go(flow)
         if flow.tickets[0][3] is waiting:
-            heapq.heappop(flow.tickets)
+            heappop(flow.tickets)
         else:
             flow.marked += 1
             if flow.marked > 32 and flow.marked > len(flow.tickets) // 2:
                 flow.tickets = [entry for entry in flow.tickets if entry[3].waits]
-                heapq.heapify(flow.tickets)
+                heapify(flow.tickets)
                 flow.marked = 0
         # An empty queue has no backlog: resets what rounding has left.
         tenant.backlog = tenant.backlog - waiting.service if tenant.waiting else 0.0
@@ -157,9 +158,6 @@ class FlowQueue:
                 flow.listed_idle = False
             elif forget(flow):
                 del self._flows[flow.path]  # type: ignore[arg-type]  # a flow's path has three names
-                key = flow.parent
-                if key is not None and forget(key):
-                    forget(flow.tenant)
             else:
                 self._idle.append(flow)
 
@@ -190,24 +188,26 @@ class FlowQueue:
     def waiting_by_tenant(self) -> dict[str, int]:
         return {name: node.waiting for name, node in self.root.children.items() if node.waiting}
 
-    def snapshot(self) -> dict[str, dict[Path, float]]:
-        """Counters that must outlive this process, upper levels first, and the lifts of nodes that have children."""
+    def snapshot(self, unsettled: Mapping[FlowNode, float]) -> dict[str, dict[Path, float]]:
+        """Counters that must outlive this process, upper levels first, less what is `unsettled`; and the lifts of nodes
+        that have children."""
         nodes = list(islice(alive(self.root), SNAPSHOT_FLOWS))
         parents = [self.root, *(node for node in nodes if node.children)]
         return {
-            "counters": {node.path: node.counter for node in nodes},
+            "counters": {node.path: node.counter - unsettled.get(node, 0.0) for node in nodes},
             "lifts": {node.path: node.lift() for node in parents},
         }
 
     def restore(self, snapshot: Mapping[str, Mapping[Path, Any]]) -> None:
         """Raise counters and lifts to those of a snapshot; several snapshots may be laid over one another."""
-        for path, lift in sorted(snapshot["lifts"].items(), key=lambda item: len(item[0])):
-            node = self._node(path)
-            node.floor = max(node.floor, lift)
+        # Counters first: what is made below a lift begins at it, and what still runs is not in the counters yet.
         for path, counter in snapshot["counters"].items():
             node = self._node(path)
             node.counter = max(node.counter, counter)
             node.keeps_place = not node.waiting
+        for path, lift in snapshot["lifts"].items():
+            node = self._node(path)
+            node.floor = max(node.floor, lift)
         self._restored = True
 
     # --- inside ---------------------------------------------------------------------------------------------------

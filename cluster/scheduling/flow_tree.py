@@ -19,8 +19,8 @@ Owns: counters and who goes next. Must not know: tickets, replicas, limits, time
 
 from __future__ import annotations
 
-import heapq
 from collections.abc import Iterator
+from heapq import heapify, heappop, heappush, heapreplace
 from itertools import count
 
 Path = tuple[str, ...]
@@ -77,22 +77,31 @@ class FlowNode:
     def head(self) -> FlowNode | None:
         """The waiting child with the smallest counter."""
         line = self.line
+        if len(line) == 1:
+            place, _, child = line[0]
+            if child.place == place:
+                return child  # it stands alone, so its place does not matter
+        return self._smallest()
+
+    def _smallest(self) -> FlowNode | None:
+        """The head, its place put right."""
+        line = self.line
         while line:
             place, _, child = line[0]
             counter = child.counter
             if child.place == counter == place:
                 return child
             if child.place != place:
-                heapq.heappop(line)
+                heappop(line)
             else:
-                # Also when it stands alone: who joins is lifted to this counter, and must not win the tie.
                 child.place = counter
-                heapq.heapreplace(line, (counter, next(_order), child))
+                heapreplace(line, (counter, next(_order), child))
         return None
 
     def lift(self) -> float:
         """The counter at which a child that comes to wait starts at least."""
-        head = self.head()
+        # Also when it stands alone it gets its place: who joins is lifted to this counter, and must not win the tie.
+        head = self._smallest()
         if head is not None:
             return head.counter
         return self.floor if self.last_left is None else max(self.floor, self.last_left.counter)
@@ -123,10 +132,10 @@ class FlowNode:
 
     def _stand(self, child: FlowNode) -> None:
         child.place = child.counter
-        heapq.heappush(self.line, (child.counter, next(_order), child))
+        heappush(self.line, (child.counter, next(_order), child))
         if len(self.line) > 4 * len(self.children) + 64:
             self.line = [entry for entry in self.line if entry[2].place == entry[0]]
-            heapq.heapify(self.line)
+            heapify(self.line)
 
 
 def come(leaf: FlowNode) -> None:
@@ -188,14 +197,19 @@ def unhold(node: FlowNode) -> None:
             node.parent.join(node)
 
 
-def forget(node: FlowNode) -> bool:
-    """Drop an idle, childless node if its counter earns it nothing: coming back it would start where it is now."""
-    parent = node.parent
-    if parent is None or node.waiting or node.running or node.children or node.counter > parent.lift():
-        return False
-    parent.floor = max(parent.floor, node.counter)
-    del parent.children[node.name]
-    return True
+def forget(leaf: FlowNode) -> bool:
+    """Drop an idle leaf, and what it leaves empty above it, if their counters earn them nothing: coming back they would
+    start where they are now. All of it or nothing: a key without flows would not be looked at again."""
+    node = leaf
+    while (parent := node.parent) is not None:
+        if node.counter > parent.lift():
+            return False
+        if len(parent.children) > 1 or parent.parent is None:
+            parent.floor = max(parent.floor, node.counter)
+            del parent.children[node.name]
+            return True
+        node = parent
+    return False
 
 
 def alive(root: FlowNode) -> Iterator[FlowNode]:

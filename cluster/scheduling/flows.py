@@ -6,17 +6,24 @@ Owns: what each kind of node keeps beside its counter. Must not know: the order 
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 from cluster.scheduling.flow_tree import FlowNode
 from cluster.scheduling.types import Ticket
+
+if TYPE_CHECKING:
+    from cluster.scheduling.limits import TenantAccount
 
 
 class Waiting:
     """A ticket in the queue, with the service it was predicted to need when it came."""
 
-    __slots__ = ("flow", "number", "paid", "passed_over", "service", "ticket", "tokens", "waits")
+    __slots__ = ("account", "flow", "number", "paid", "passed_over", "service", "ticket", "tokens", "waits")
 
-    def __init__(self, ticket: Ticket, flow: Flow, service: float, number: int, paid: bool = True) -> None:
+    account: TenantAccount
+    """Whose limits count it: given by the waiting room."""
+
+    def __init__(self, ticket: Ticket, flow: Flow, service: float, number: int) -> None:
         self.ticket = ticket
         self.tokens = ticket.limit_tokens
         """What limits count."""
@@ -24,8 +31,8 @@ class Waiting:
         self.service = service
         self.number = number
         self.waits = True
-        self.paid = paid
-        """The rate limits of this queue have counted it; those of a former queue were lost with it."""
+        self.paid = False
+        """The rate limits of this queue have counted it. Those of a former queue were lost with it."""
         self.passed_over = 0
         """Locality-aware mode: times that it was due and another one went first."""
 

@@ -42,12 +42,12 @@ class Granting:
 
     def grant(self, now_s: float, max_leases: int | None) -> list[Lease]:
         """Every lease that can be had now, at most `max_leases`."""
-        lines = self._lines
+        lines, free_slots = self._lines, self._pools.free_slots
         ready = lines.raise_urgent(now_s)
         leases: list[Lease] = []
         while ready and (max_leases is None or len(leases) < max_leases):
             for index in lines.order.order(ready):
-                lease = self._grant_one(lines.all[index], now_s)
+                lease = self._grant_one(lines.all[index], now_s) if free_slots(index) else None
                 if lease is not None:
                     leases.append(lease)
                     if not lines.all[index].flows.ready or lease.ticket.tenant in lines.held:
@@ -62,9 +62,7 @@ class Granting:
         return leases
 
     def _grant_one(self, line: ClassLine, now_s: float) -> Lease | None:
-        """A lease for the ticket of the class that is next, if there is a replica for it."""
-        if not self._pools.free_slots(line.index):
-            return None
+        """A lease for the ticket of the class that is next, if one of the free slots is for it."""
         while (choice := self._choose(line, now_s)) is None:
             retry = line.flows.head()
             if retry is None:
@@ -107,7 +105,7 @@ class Granting:
         tickets = due.flow.tickets
         for deadline, _, _, waiting in islice(tickets, 1, SIBLINGS_LOOKED_AT):
             sibling = waiting.ticket
-            if not waiting.waits or sibling.avoid or deadline != tickets[0][0]:
+            if not waiting.waits or deadline != tickets[0][0] or seat.replica_id in sibling.avoid:
                 continue
             if self._placement.home_of(sibling) == seat.replica_id:
                 due.passed_over += 1

@@ -5,18 +5,23 @@ Owns: that book. Must not know: fairness, limits, how a replica is chosen.
 
 from __future__ import annotations
 
+from cluster.scheduling.class_lines import ClassLine
+from cluster.scheduling.flow_tree import FlowNode
 from cluster.scheduling.flows import Flow
+from cluster.scheduling.limits import TenantAccount
 from cluster.scheduling.types import Lease, Prepaid
+from cluster.vocabulary import RequestClass
 
 
 class Running:
     """A lease with what was charged for it so far, and to whom."""
 
     __slots__ = (
+        "account",
         "charged",
         "flow",
-        "index",
         "lease",
+        "line",
         "mask",
         "paid",
         "predicted_output",
@@ -25,11 +30,20 @@ class Running:
         "way",
     )
 
-    def __init__(self, lease: Lease, flow: Flow, index: int, mask: int, predicted_output: int, way: int) -> None:
+    def __init__(
+        self,
+        lease: Lease,
+        flow: Flow,
+        account: TenantAccount,
+        line: ClassLine,
+        mask: int,
+        predicted_output: int,
+        way: int,
+    ) -> None:
         self.lease = lease
         self.flow = flow
-        self.index = index
-        """Of its class, see `class_order`."""
+        self.account = account
+        self.line = line
         self.mask = mask
         """Classes its replica serves."""
         self.way = way
@@ -52,8 +66,27 @@ class LeaseBook:
     def leases(self) -> list[Lease]:
         return [running.lease for running in self.running.values()]
 
+    def by_class_and_tenant(self) -> dict[RequestClass, dict[str, int]]:
+        """How many run."""
+        counts: dict[RequestClass, dict[str, int]] = {}
+        for running in self.running.values():
+            ticket = running.lease.ticket
+            of_class = counts.setdefault(ticket.request_class, {})
+            of_class[ticket.tenant] = of_class.get(ticket.tenant, 0) + 1
+        return counts
+
     def of_owner(self, owner: str) -> list[Lease]:
         return [r.lease for r in self.running.values() if r.lease.ticket.owner == owner]
+
+    def unsettled(self) -> dict[FlowNode, float]:
+        """By node of the tree: what of its counter is for requests that still run."""
+        sums: dict[FlowNode, float] = {}
+        for running in self.running.values():
+            node: FlowNode = running.flow
+            while node.parent is not None:
+                sums[node] = sums.get(node, 0.0) + running.charged / node.weight
+                node = node.parent
+        return sums
 
     def on_replica(self, replica_id: str) -> list[Lease]:
         return [r.lease for r in self.running.values() if r.lease.replica_id == replica_id]

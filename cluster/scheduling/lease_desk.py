@@ -9,7 +9,7 @@ Owns: the book of leases, and what each of them was charged. Must not know: who 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from itertools import count
 
 from cluster.scheduling.admission import Admission
@@ -39,13 +39,11 @@ class LeaseDesk:
         lease_prefix: str,
     ) -> None:
         self.book = LeaseBook()
-        self.granted_at_s = float("-inf")
-        """The latest time at which a lease began: all leases up to it are in the counters."""
         self._lines = lines
+        self._order = lines.order
         self._pools = pools
         self._admission = admission
         self._demand = demand
-        self._service = service
         self._input_weight = service.input_weight
         self._output_weight = service.output_weight
         self._predictor = predictor
@@ -58,13 +56,12 @@ class LeaseDesk:
 
     def begin(self, line: ClassLine, waiting: Waiting, seat: Seat, now_s: float) -> Lease:
         """The ticket, which has left its line, runs on a slot of `seat`."""
-        ticket = waiting.ticket
-        lease = Lease(f"{self._prefix}{next(self._ids)}", ticket, seat.replica_id, now_s)
+        lease = Lease(f"{self._prefix}{next(self._ids)}", waiting.ticket, seat.replica_id, now_s)
         seat.take()
-        account = self._admission.started(ticket.tenant, waiting.tokens, now_s)
-        order = self._lines.order
-        way = order.way(line.index, seat.mask) if order.contended else NORMAL
-        self._enter(lease, waiting.flow, line.index, seat.mask, way, account).paid = waiting.paid
+        account = waiting.account
+        account.started(waiting.tokens, now_s)
+        way = self._order.way(line.index, seat.mask) if self._order.contended else NORMAL
+        self._enter(lease, waiting.flow, account, line, seat.mask, way).paid = waiting.paid
         return lease
 
     def progress(self, lease_id: str, output_tokens: int, now_s: float) -> None:
@@ -75,38 +72,28 @@ class LeaseDesk:
         running.reported_output = output_tokens
         beyond = min(produced, output_tokens - running.predicted_output)
         if beyond > 0:
-            self._charge(running, self._service.of(0, beyond))
-        self._worked(running.lease.replica_id, self._service.of(0, produced), now_s)
+            self._charge(running, self._output_weight * beyond)
+        self._worked(self._pools.get(running.lease.replica_id), self._output_weight * produced, now_s)
 
     def release(self, lease_id: str, usage: TokenUsage | None, now_s: float, refund: bool = True) -> bool:
         """`refund` False: that nothing ran is a guess, which the rate limits need not believe."""
         running = self.book.running.get(lease_id)
         if running is None:
             return False
-        lease = running.lease
-        ticket = lease.ticket
-        account = self._admission.account(ticket.tenant, now_s)
-        if usage is None:
+        seat = self._pools.get(running.lease.replica_id)
+        if usage is not None:
+            self._settle(running, seat, usage, now_s)
+        else:
             self._charge(running, -running.charged)
             if refund and running.paid:
-                self._admission.refund(ticket, now_s)
-        else:
-            output = usage.output_tokens
-            prefill = self._input_weight * usage.uncached_tokens
-            self._charge(running, prefill + self._output_weight * output - running.charged)
-            if ticket.max_output_tokens:  # what writes nothing (vectors, token counts) says nothing about answers
-                self._predictor.observe(ticket.tenant, output)
-            unreported = max(0, output - running.reported_output)
-            self._worked(lease.replica_id, prefill + self._output_weight * unreported, now_s)
-            self._admission.settle(account, ticket, usage, now_s)
-            self._lines.all[running.index].ran(now_s - lease.granted_at_s)
-        self._end(running, account)
+                running.account.take(-running.lease.ticket.limit_tokens, now_s, requests=-1)
+        self._end(running, seat)
         return True
 
-    def end_all_of(self, owner: str, now_s: float) -> None:
+    def end_all_of(self, owner: str) -> None:
         """The owner is gone: what ran for it is not known, so its charges stay."""
         for lease in self.book.of_owner(owner):
-            self._end(self.book.running[lease.lease_id], self._admission.account(lease.ticket.tenant, now_s))
+            self._end(self.book.running[lease.lease_id], self._pools.get(lease.replica_id))
         for prepaid in self.book.prepaid_of(owner):
             self.return_prepaid(prepaid.lease_id)
 
@@ -134,26 +121,31 @@ class LeaseDesk:
         line = self._lines.of(ticket.request_class)
         flow = line.flows.flow_of(ticket)
         pass_through(flow)
-        self._admission.enqueued(self._admission.account(ticket.tenant, now_s), ticket, now_s)
-        account = self._admission.started(ticket.tenant, ticket.limit_tokens, now_s)
+        account, tokens = self._admission.account(ticket.tenant, now_s), ticket.limit_tokens
+        account.came(tokens)
+        account.started(tokens, now_s)
+        account.take(tokens, now_s)
         self._demand.arrived(ticket.request_class, self.predicted_service(ticket), now_s)
         lease = Lease(lease_id, ticket, slot.replica_id, granted_at_s)
-        self._enter(lease, flow, line.index, class_mask(slot.serves), NORMAL, account).paid = True
+        self._enter(lease, flow, account, line, class_mask(slot.serves), NORMAL).paid = account.limited
         return lease
 
     def return_prepaid(self, lease_id: str) -> bool:
         slot = self.book.prepaid.pop(lease_id, None)
         if slot is None:
             return False
-        self._give_slot_back(slot.replica_id)
+        seat = self._pools.get(slot.replica_id)
+        if seat is not None:
+            seat.give_back()
         return True
 
     # --- after a restart or lost messages -------------------------------------------------------------------------
 
     def restore(
-        self, leases: Iterable[Lease], prepaid: Iterable[Prepaid], charged_until_s: float, now_s: float
+        self, leases: Iterable[Lease], prepaid: Iterable[Prepaid], produced: Mapping[str, int], now_s: float
     ) -> None:
-        """Take over leases of a former queue. Those begun until `charged_until_s` are in the restored counters."""
+        """Take over leases of a former queue, and charge them: restored counters do not hold what still runs.
+        `produced`: output so far, by lease, which this queue's replicas have not been seen to do."""
         for lease in leases:
             if lease.lease_id in self.book.running:
                 continue
@@ -167,8 +159,8 @@ class LeaseDesk:
             account = self._admission.account(ticket.tenant, now_s)
             account.running += 1
             mask = seat.mask if seat is not None else 1 << line.index
-            flow, charged = line.flows.flow_of(ticket), lease.granted_at_s <= charged_until_s
-            self._enter(lease, flow, line.index, mask, NORMAL, account, charged)
+            flow, output = line.flows.flow_of(ticket), produced.get(lease.lease_id, 0)
+            self._enter(lease, flow, account, line, mask, NORMAL, output)
         for slot in prepaid:
             if slot.lease_id not in self.book.prepaid and slot.lease_id not in self.book.running:
                 self.book.prepaid[slot.lease_id] = slot
@@ -182,56 +174,69 @@ class LeaseDesk:
         self,
         lease: Lease,
         flow: Flow,
-        index: int,
+        account: TenantAccount,
+        line: ClassLine,
         mask: int,
         way: int,
-        account: TenantAccount,
-        charged_before: bool = False,
+        produced: int = 0,
     ) -> Running:
-        """Note the lease and charge its prediction, unless restored counters hold that already."""
+        """Note the lease and charge its prediction, or what it has `produced` already if that is more."""
         ticket = lease.ticket
-        predicted = self._predictor.predict(ticket.tenant, ticket.max_output_tokens)
-        running = self.book.running[lease.lease_id] = Running(lease, flow, index, mask, predicted, way)
+        output = self._predictor.predict(ticket.tenant, ticket.max_output_tokens)
+        if produced > output:
+            output = produced
+        running = self.book.running[lease.lease_id] = Running(lease, flow, account, line, mask, output, way)
+        running.reported_output = produced
         flow.running += 1
-        if lease.granted_at_s > self.granted_at_s:
-            self.granted_at_s = lease.granted_at_s
-        service = self._input_weight * ticket.prompt_tokens + self._output_weight * predicted
-        if charged_before:
-            running.charged = service
-        else:
-            self._charge(running, service)
+        self._charge(running, self._input_weight * ticket.prompt_tokens + self._output_weight * output)
         if account.limits.max_concurrent is not None:
             self.hold_or_unhold(ticket.tenant, account)
         return running
 
+    def _settle(self, running: Running, seat: Seat | None, usage: TokenUsage, now_s: float) -> None:
+        """Correct all that was assumed by what was used."""
+        lease, account, output = running.lease, running.account, usage.output_tokens
+        ticket = lease.ticket
+        prefill = self._input_weight * usage.uncached_tokens
+        self._charge(running, prefill + self._output_weight * output - running.charged)
+        if ticket.max_output_tokens:  # what writes nothing (vectors, token counts) says nothing about answers
+            self._predictor.observe(ticket.tenant, output)
+        unreported = max(0, output - running.reported_output)
+        self._worked(seat, prefill + self._output_weight * unreported, now_s, lease.granted_at_s)
+        if account.limited:
+            used = usage.prompt_tokens + output
+            if running.paid:
+                account.take(used - ticket.limit_tokens, now_s, requests=0)
+            account.spend(used, now_s)
+        running.line.ran(now_s - lease.granted_at_s)
+
     def _charge(self, running: Running, service: float) -> None:
+        if not service:
+            return
         running.charged += service
         charge(running.flow, service)
         tenant = running.flow.tenant
         if tenant.waiting and not tenant.touched:
-            self._lines.all[running.index].shed.touch(tenant)
-        order = self._lines.order
-        if running.way or order.contended:
-            order.served(running.index, running.mask, service, running.way)
+            running.line.shed.touch(tenant)
+        if running.way or self._order.contended:
+            self._order.served(running.line.index, running.mask, service, running.way)
 
-    def _worked(self, replica_id: str, service: float, now_s: float) -> None:
-        seat = self._pools.get(replica_id)
+    def _worked(self, seat: Seat | None, service: float, now_s: float, ended: float | None = None) -> None:
         if seat is not None:
-            self._demand.worked(seat.replica.deployment, replica_id, service, now_s)
+            busy = bool(self._lines.ready_mask() & seat.mask)
+            self._demand.worked(seat.replica.deployment, seat.replica_id, service, now_s, busy, ended)
 
-    def _end(self, running: Running, account: TenantAccount) -> None:
-        del self.book.running[running.lease.lease_id]
-        self._give_slot_back(running.lease.replica_id)
-        running.flow.running -= 1
-        self._lines.all[running.index].flows.left(running.flow)
-        account.running -= 1
-        if account.limits.max_concurrent is not None:
-            self.hold_or_unhold(running.lease.ticket.tenant, account)
-
-    def _give_slot_back(self, replica_id: str) -> None:
-        seat = self._pools.get(replica_id)
+    def _end(self, running: Running, seat: Seat | None) -> None:
+        lease, flow, account = running.lease, running.flow, running.account
+        del self.book.running[lease.lease_id]
         if seat is not None:
             seat.give_back()
+        flow.running -= 1
+        if not (flow.running or flow.waiting):
+            running.line.flows.left(flow)
+        account.running -= 1
+        if account.limits.max_concurrent is not None:
+            self.hold_or_unhold(lease.ticket.tenant, account)
 
     def hold_or_unhold(self, tenant: str, account: TenantAccount) -> None:
         """Tenants at their limit of running requests are left out of the choice."""

@@ -90,6 +90,27 @@ class TenantAccount:
         self._requests = TokenBucket(limits.requests_per_minute, now_s) if limits.requests_per_minute else None
         self._tokens = TokenBucket(limits.tokens_per_minute, now_s) if limits.tokens_per_minute else None
 
+    # --- what waits and what runs ---------------------------------------------------------------------------------
+
+    def came(self, tokens: int) -> None:
+        """A ticket waits from now on for which limits count `tokens`."""
+        self.queued += 1
+        self.backlog_tokens += tokens
+
+    def left(self, tokens: int) -> None:
+        """It waits no more."""
+        self.queued -= 1
+        self.backlog_tokens -= tokens
+
+    def started(self, tokens: int, now_s: float) -> None:
+        """It waits no more: it runs."""
+        self.queued -= 1
+        self.backlog_tokens -= tokens
+        self.running += 1
+        self.drain.add(tokens, now_s)
+
+    # --- what is left ---------------------------------------------------------------------------------------------
+
     @property
     def may_run(self) -> bool:
         return self.limits.max_concurrent is None or self.running < self.limits.max_concurrent

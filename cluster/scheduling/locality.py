@@ -76,7 +76,7 @@ class LocalityChooser:
         seat = self._placement.choose(due.ticket, index, now_s) if due is not None else None
         if due is None or seat is None:
             return None
-        if due.ticket.avoid or due.passed_over >= MOST_PASSES:
+        if due.passed_over >= MOST_PASSES:
             return due, seat
         best, best_seat, blocks = due, seat, self._prefixes.matched(seat.replica_id, due.ticket.prefix)
         for candidate in self._free_like(seat, index):
@@ -84,7 +84,7 @@ class LocalityChooser:
                 sharing = self._waiting[index].sharing(prefix, blocks)
                 for _, waiting in islice(sharing, TICKETS_LOOKED_AT):
                     matched = self._prefixes.matched(candidate.replica_id, waiting.ticket.prefix)
-                    if matched > blocks and waiting is not due and self._may_go(waiting):
+                    if matched > blocks and waiting is not due and self._may_go(waiting, candidate):
                         best, best_seat, blocks = waiting, candidate, matched
                         break
         due.passed_over += best is not due
@@ -95,8 +95,9 @@ class LocalityChooser:
         for pool in own if seat.pool in own else lent:
             yield from pool.free(SEATS_LOOKED_AT)
 
-    def _may_go(self, waiting: Waiting) -> bool:
-        if waiting.flow.tenant.held or waiting.ticket.avoid:
+    def _may_go(self, waiting: Waiting, seat: Seat) -> bool:
+        # A retry that has stepped aside in this round does not wait just now.
+        if not waiting.waits or waiting.flow.tenant.held or seat.replica_id in waiting.ticket.avoid:
             return False
         node = waiting.flow
         while (parent := node.parent) is not None:

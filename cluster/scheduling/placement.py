@@ -79,25 +79,29 @@ class SessionPlacement:
     def choose(self, ticket: Ticket, index: int, now_s: float) -> Seat | None:
         """A replica with a free slot for a ticket of the class with that index; None when there is none, or for a retry
         none but those that failed it, while others serve the class."""
-        if ticket.avoid:
-            return self._least_loaded_avoiding(ticket, index)
         seat = self._pools.least_loaded(index)
-        if seat is None or (ticket.session is None and not ticket.prefix):
-            return seat
-        own, lent = self._pools.tiers(index)
-        tier = own if seat.pool in own else lent
-        if len(tier) == 1 and len(tier[0].seats) == 1:
-            return seat
-        return self._best(ticket, tier, now_s)
+        if seat is None:
+            return None
+        if ticket.session is not None or ticket.prefix:
+            own, lent = self._pools.tiers(index)
+            tier = own if seat.pool in own else lent
+            if len(tier) > 1 or len(tier[0].seats) > 1:
+                best = self._best(ticket, tier, now_s)
+                if best is not None:
+                    return best
+        return seat if seat.replica_id not in ticket.avoid else self._least_loaded_but(ticket.avoid, index)
 
-    def _best(self, ticket: Ticket, tier: list[ReplicaPool], now_s: float) -> Seat:
-        """Of the free replicas in `tier`, of which there is one at least."""
-        cold, cold_s = self._coldest(ticket, tier, now_s)
-        best, best_s = cold, cold_s
+    def _best(self, ticket: Ticket, tier: list[ReplicaPool], now_s: float) -> Seat | None:
+        """Of the free replicas in `tier`, of which there is one at least; None if those with the least to do have all
+        failed the ticket."""
+        cold = self._coldest(ticket, tier, now_s)
+        if cold is None:
+            return None
+        best, best_s = cold, self._cost_s(ticket, cold, now_s)
         home_id = self.home_of(ticket)
         bounds = _Bounds(self.policy.load_factor, tier)
         for replica_id in self.prefixes.holders(ticket.prefix):
-            seat = self._free_in(tier, replica_id)
+            seat = self._free_in(ticket, tier, replica_id)
             if seat is None or replica_id == home_id:
                 continue
             mostly_there = 2 * self.cached_tokens(ticket, replica_id) > ticket.prompt_tokens
@@ -107,28 +111,29 @@ class SessionPlacement:
                     best, best_s = seat, cost_s
         stay_s = self.policy.stay_s
         if home_id is not None:
-            home = self._free_in(tier, home_id)
+            home = self._free_in(ticket, tier, home_id)
             return home if home is not None and self._cost_s(ticket, home, now_s) <= best_s + stay_s else best
         if best is cold and ticket.session is not None:
             return self._from_ring(ticket, tier, bounds, best_s + RING_SHARE * stay_s, now_s) or cold
         return best
 
-    def _free_in(self, tier: list[ReplicaPool], replica_id: str) -> Seat | None:
+    def _free_in(self, ticket: Ticket, tier: list[ReplicaPool], replica_id: str) -> Seat | None:
         seat = self._pools.get(replica_id)
-        return seat if seat is not None and seat.replica.free and seat.pool in tier else None
+        if seat is None or not seat.replica.free or replica_id in ticket.avoid:
+            return None
+        return seat if seat.pool in tier else None
 
-    def _coldest(self, ticket: Ticket, tier: list[ReplicaPool], now_s: float) -> tuple[Seat, float]:
-        """The replica with the least work, and what this ticket would cost there."""
+    def _coldest(self, ticket: Ticket, tier: list[ReplicaPool], now_s: float) -> Seat | None:
+        """The replica with the least work."""
         delay_s, running_tokens = self.backlog.delay_s, self.policy.running_tokens
         coldest, least_s = None, math.inf
         for pool in tier:
             for seat in pool.free(SEATS_LOOKED_AT):
                 cost_s = delay_s(seat, running_tokens * seat.replica.running, now_s)
                 # The first of equals is the one that has been so little loaded for longest.
-                if cost_s < least_s:
+                if cost_s < least_s and seat.replica_id not in ticket.avoid:
                     coldest, least_s = seat, cost_s
-        assert coldest is not None
-        return coldest, self._cost_s(ticket, coldest, now_s)
+        return coldest
 
     def _from_ring(
         self, ticket: Ticket, tier: list[ReplicaPool], bounds: _Bounds, limit_s: float, now_s: float
@@ -138,7 +143,7 @@ class SessionPlacement:
         for step, replica_id in enumerate(self._ring.walk(session_key(ticket.tenant, ticket.session))):
             if step == RING_STEPS:
                 break
-            seat = self._free_in(tier, replica_id)
+            seat = self._free_in(ticket, tier, replica_id)
             if seat is not None and bounds.allow(seat) and self._cost_s(ticket, seat, now_s) <= limit_s:
                 return seat
         return None
@@ -149,17 +154,18 @@ class SessionPlacement:
         burden = self.policy.running_tokens * seat.replica.running
         return self.backlog.delay_s(seat, self.policy.miss_weight * uncached + burden, now_s)
 
-    def _least_loaded_avoiding(self, ticket: Ticket, index: int) -> Seat | None:
-        """For a retry, which is rare: looks at every replica of the class."""
+    def _least_loaded_but(self, avoid: tuple[str, ...], index: int) -> Seat | None:
+        """The least loaded of the others, own ones first. While these are full it is None: one that fails is always
+        free, and only waiting for the others keeps a retry from it."""
         tiers = self._pools.tiers(index)
-        able = [s for tier in tiers for pool in tier for s in pool.seats if not s.replica.draining]
-        # A replica that fails is always free: only waiting for the others keeps a retry from it.
-        able = [s for s in able if s.replica.replica_id not in ticket.avoid] or able
-        free = [s for s in able if s.replica.free > 0]
-        if not free:
-            return None
-        lends = [s.replica.serves[0] is not ticket.request_class for s in free]
-        return min(zip(lends, free, strict=True), key=lambda p: (p[0], p[1].replica.load, p[1].replica.replica_id))[1]
+        for tier in tiers:
+            free = [seat for pool in tier for seat in pool.free(len(avoid) + 1) if seat.replica_id not in avoid]
+            if free:
+                return min(free, key=lambda seat: seat.replica.load)
+        pools = [pool for tier in tiers for pool in tier]
+        failed = [seat for i in set(avoid) if (seat := self._pools.get(i)) is not None and seat.pool in pools]
+        others = sum(pool.replicas for pool in pools) - sum(not seat.replica.draining for seat in failed)
+        return self._pools.least_loaded(index) if not others else None
 
     # --- what is cached where -------------------------------------------------------------------------------------
 
@@ -199,6 +205,19 @@ class SessionPlacement:
         uncached = ticket.prompt_tokens - self.cached_tokens(ticket, seat.replica_id)
         self.remember(ticket, seat.replica_id)
         return self.backlog.give(seat, uncached, now_s)
+
+    def prefill_s(self, replica_id: str, now_s: float) -> float:
+        """Seconds of prefill that lie ahead on the replica."""
+        seat = self._pools.get(replica_id)
+        if seat is None:
+            return 0.0
+        return self.backlog.ahead(seat, now_s) / self.backlog.rate(seat.replica.deployment).per_s
+
+    def first_token_seen(self, replica_id: str, tokens: float, seconds: float) -> None:
+        """The replica has prefilled `tokens` in `seconds`, if it is still there."""
+        seat = self._pools.get(replica_id)
+        if seat is not None:
+            self.backlog.rate(seat.replica.deployment).observe(tokens, seconds)
 
     def remember(self, ticket: Ticket, replica_id: str) -> None:
         """The ticket's session and prompt are cached there from now on."""

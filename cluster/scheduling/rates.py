@@ -11,14 +11,18 @@ from __future__ import annotations
 
 import math
 
+GRAIN = 0.01
+"""Part of tau within which amounts count as added at once: an exponential less for each of them."""
+
 
 class RateMeter:
     """Amount per second with time constant `tau_s`."""
 
-    __slots__ = ("_last_s", "_mass", "_start_s", "_tau_s")
+    __slots__ = ("_grain_s", "_last_s", "_mass", "_start_s", "_tau_s")
 
     def __init__(self, tau_s: float) -> None:
         self._tau_s = tau_s
+        self._grain_s = GRAIN * tau_s
         self._mass = 0.0
         self._start_s: float | None = None
         self._last_s = 0.0
@@ -26,7 +30,7 @@ class RateMeter:
     def add(self, amount: float, now_s: float) -> None:
         if self._start_s is None:
             self._start_s = self._last_s = now_s
-        if now_s > self._last_s:
+        elif now_s - self._last_s >= self._grain_s:
             self._decay(now_s)
         self._mass += amount
 

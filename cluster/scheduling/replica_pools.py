@@ -66,6 +66,11 @@ class ReplicaPool:
         """Of those that do not drain."""
         self.seats: set[Seat] = set()
 
+    @property
+    def replicas(self) -> int:
+        """Those that do not drain."""
+        return self.all_slots // self.slots
+
     def head(self) -> Seat | None:
         """A least loaded replica with a free slot: of several the one that has been so loaded for longest."""
         if not self.free_slots:
@@ -156,12 +161,18 @@ class ReplicaPools:
         return self._own[index], self._lent[index]
 
     def sharing(self, index: int) -> int:
-        """Classes (bits) that some replica of the class serves too, itself among them."""
+        """Classes (bits) that could take a free slot of the class from it, itself among them."""
         mask = 1 << index
         for pool in (*self._own[index], *self._lent[index]):
-            if pool.seats:
+            if pool.free_slots:
                 mask |= pool.mask
         return mask
+
+    def room(self, classes: int, without: int) -> tuple[int, int]:
+        """Free slots, and all slots, of the replicas that serve any of `classes` (bits) and none of `without`; of those
+        that drain, none."""
+        pools = [pool for pool in self._pools.values() if pool.mask & classes and not pool.mask & without]
+        return sum(pool.free_slots for pool in pools), sum(pool.all_slots for pool in pools)
 
     def least_loaded_for(self, classes: int, without: int) -> Seat | None:
         """The least loaded replica that serves any of `classes` (bits) and none of `without`."""

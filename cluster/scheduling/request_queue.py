@@ -14,13 +14,14 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from cluster.scheduling.admission import Admission
-from cluster.scheduling.class_lines import ClassLine, ClassLines
+from cluster.scheduling.class_lines import ClassLines
 from cluster.scheduling.class_order import class_mask
 from cluster.scheduling.demand import Demand, DemandMeter
 from cluster.scheduling.granting import Granting
 from cluster.scheduling.lease_desk import LeaseDesk
 from cluster.scheduling.locality import LocalityChooser
 from cluster.scheduling.placement import SessionPlacement
+from cluster.scheduling.recovery import Recovery
 from cluster.scheduling.replica_pools import ReplicaPools
 from cluster.scheduling.service import OutputPredictor, ServiceWeights
 from cluster.scheduling.types import (
@@ -37,9 +38,6 @@ from cluster.scheduling.types import (
 )
 from cluster.scheduling.waiting_room import WaitingRoom
 from cluster.vocabulary import RequestClass
-
-KEEPS_PLACE_S = 15.0
-"""How long after the first gateway has come back tickets find their flows' restored counters as they were."""
 
 
 class RequestQueue:
@@ -79,9 +77,8 @@ class RequestQueue:
         self._waiting = WaitingRoom(self._lines, self._admission, self._locality)
         self._policies: dict[str, TenantPolicy] = {}
         self._granting = Granting(self._lines, self._pools, self._placement, self._locality, self._waiting, self._desk)
-        self._first_restored_at_s: float | None = None
-        self._snapshot_version = 0
-        self._charged_until_s = float("-inf")
+        self.recovery = Recovery(self._lines, self._waiting, self._admission, self._desk, self._placement)
+        """After a restart, or when messages to or from a gateway were lost."""
 
     # --- tenants and replicas -------------------------------------------------------------------------------------
 
@@ -123,6 +120,10 @@ class RequestQueue:
         self._desk.book.drop_prepaid_on(replica_id)
         return self._desk.book.on_replica(replica_id)
 
+    def replica(self, replica_id: str) -> Replica | None:
+        seat = self._pools.get(replica_id)
+        return seat.replica if seat is not None else None
+
     def replicas(self) -> list[Replica]:
         return self._pools.replicas()
 
@@ -133,30 +134,32 @@ class RequestQueue:
 
         In a full queue it may take the place of another ticket: see `take_shed`.
         """
-        if ticket.ticket_id in self._waiting:
+        if ticket.ticket_id in self._waiting.by_id:
             return None
         line = self._lines.serving(ticket.request_class)
         if line is None:
             return self._admission.unserved(ticket)
         account = self._admission.account(ticket.tenant, now_s)
-        must_wait = not account.may_run or self._all_taken(line)
-        refusal = self._admission.check(account, ticket, must_wait, now_s)
+        free, flows = self._pools.free_slots(line.index), line.flows
+        # Whether those who wait already could use every slot that is free for the class.
+        must_wait = (
+            flows.ready - flows.aside >= free or self._lines.ready_tickets(self._pools.sharing(line.index)) >= free
+        )
+        refusal: Refusal | None = None
+        if account.limited:
+            must_wait = must_wait or not account.may_run
+            refusal = self._admission.check(account, ticket, must_wait, now_s)
         service = self._desk.predicted_service(ticket)
         if refusal is None and must_wait:
             refusal = self._waiting.make_room(line, ticket, service, now_s)
         if refusal is not None:
             return refusal
-        self._admission.enqueued(account, ticket, now_s)
-        self._waiting.enter(line, ticket, service)
+        waiting = self._waiting.enter(line, ticket, account, service)
+        if account.limited:
+            account.take(waiting.tokens, now_s)
+            waiting.paid = True
         self._demand.arrived(ticket.request_class, service, now_s)
         return None
-
-    def _all_taken(self, line: ClassLine) -> bool:
-        """Whether those who wait already could use every slot that is free for the class."""
-        free = self._pools.free_slots(line.index)
-        if line.flows.ready - line.flows.aside >= free:
-            return True
-        return self._lines.ready_tickets(self._pools.sharing(line.index)) >= free
 
     def take_shed(self) -> list[tuple[Ticket, Refusal]]:
         """Waiting tickets that had to make room since the last call."""
@@ -185,14 +188,17 @@ class RequestQueue:
 
         Returns False for an unknown lease (released before, or lost with its owner)."""
         if usage is not None and usage.first_token_s is not None:
-            self._measure_prefill(lease_id, usage, usage.first_token_s)
+            running = self._desk.book.running.get(lease_id)
+            if running is not None and running.prefill_ahead is not None:
+                tokens = running.prefill_ahead + usage.uncached_tokens
+                self._placement.first_token_seen(running.lease.replica_id, tokens, usage.first_token_s)
         return self._desk.release(lease_id, usage, now_s)
 
     def release_owner(self, owner: str, now_s: float) -> None:
         """A gateway is gone: its waiting tickets, its leases and its prepaid slots end."""
         for ticket_id in self._waiting.of_owner(owner):
             self.cancel(ticket_id, now_s)
-        self._desk.end_all_of(owner, now_s)
+        self._desk.end_all_of(owner)
 
     def prepay(
         self, owner: str, now_s: float, max_leases: int, classes: Iterable[RequestClass] = RequestClass
@@ -220,90 +226,21 @@ class RequestQueue:
         """A prepaid slot is not needed; False when it is unknown or in use."""
         return self._desk.return_prepaid(lease_id)
 
+    def room(self, classes: Iterable[RequestClass]) -> tuple[int, int]:
+        """Free slots, and all slots, of replicas that serve any of `classes`, and for which nobody waits."""
+        return self._pools.room(class_mask(classes), self._lines.ready_mask())
+
     def prepaid_of(self, owner: str) -> list[Prepaid]:
         return self._desk.book.prepaid_of(owner)
 
-    # --- after a restart or lost messages -------------------------------------------------------------------------
-
     def counters_snapshot(self) -> dict[str, Any]:
-        """The counters of all live flows as plain data: `restore_counters` of a fresh queue takes it."""
-        self._snapshot_version += 1
-        lines = {line.request_class.value: line.flows.snapshot() for line in self._lines}
-        return {"version": self._snapshot_version, "granted_at_s": self._desk.granted_at_s, "classes": lines}
-
-    def restore_counters(self, snapshot: Mapping[str, Any]) -> None:
-        """Raise the counters to those of a snapshot. Several snapshots may be applied; call before `restore`."""
-        self._snapshot_version = max(self._snapshot_version, snapshot["version"])
-        self._charged_until_s = max(self._charged_until_s, snapshot["granted_at_s"])
-        for name, flows in snapshot["classes"].items():
-            self._lines.of(RequestClass(name)).flows.restore(flows)
-
-    def restore(
-        self, waiting: Iterable[Ticket], running: Iterable[Lease], now_s: float, prepaid: Iterable[Prepaid] = ()
-    ) -> list[tuple[Ticket, Refusal]]:
-        """Take back what a gateway still holds after this queue's state was lost. Limits are not applied again.
-
-        Returns refusals for tickets of classes that nobody serves any more."""
-        refusals = []
-        if self._first_restored_at_s is None:
-            self._first_restored_at_s = now_s
-        # Later than that a low restored counter would be credit for idle time.
-        in_place = now_s - self._first_restored_at_s <= KEEPS_PLACE_S
-        for ticket in sorted(waiting, key=lambda ticket: ticket.arrived_at_s):
-            if ticket.ticket_id in self._waiting:
-                continue
-            line = self._lines.serving(ticket.request_class)
-            if line is None:
-                refusals.append((ticket, self._admission.unserved(ticket)))
-                continue
-            self._admission.restored(self._admission.account(ticket.tenant, now_s), ticket)
-            self._waiting.enter(line, ticket, self._desk.predicted_service(ticket), True, in_place)
-        running = list(running)
-        self._desk.restore(running, prepaid, self._charged_until_s, now_s)
-        for lease in running:
-            self._placement.remember(lease.ticket, lease.replica_id)
-        return refusals
-
-    def reconcile_owner(
-        self,
-        owner: str,
-        waiting: Iterable[Ticket],
-        running: Iterable[Lease],
-        now_s: float,
-        prepaid: Iterable[Prepaid] = (),
-    ) -> list[tuple[Ticket, Refusal]]:
-        """Make a gateway's own list the truth about what it has here: messages between the two may have been lost.
-
-        Leases and prepaid slots it does not list end unused, tickets it does not list are withdrawn (rate limits get
-        nothing back: they may have run, and the news of it was lost), what is missing here is restored. Returns
-        refusals for what cannot be.
-        """
-        waiting, running, prepaid = list(waiting), list(running), list(prepaid)
-        held = {lease.lease_id for lease in running} | {slot.lease_id for slot in prepaid}
-        for lease in self._desk.book.of_owner(owner):
-            if lease.lease_id not in held:
-                self._desk.release(lease.lease_id, None, now_s, refund=False)
-        for slot in self.prepaid_of(owner):
-            if slot.lease_id not in held:
-                self.return_prepaid(slot.lease_id, now_s)
-        wanted = {ticket.ticket_id for ticket in waiting}
-        for ticket_id in self._waiting.of_owner(owner, but=wanted):
-            self._waiting.withdraw(ticket_id, now_s, refund=False)
-        return self.restore(waiting, running, now_s, prepaid)
+        """The counters of all live flows as plain data, for `recovery.restore_counters` of a fresh queue."""
+        return self.recovery.counters_snapshot()
 
     def configure(self, classes: Mapping[RequestClass, ClassPolicy], policy: QueuePolicy) -> None:
         """New bounds, shares and routing, and classes that are served from now on too. The kind of fairness stays."""
         self._lines.configure(classes, policy)
         self._placement.policy = policy.routing
-
-    def _measure_prefill(self, lease_id: str, usage: TokenUsage, first_token_s: float) -> None:
-        running = self._desk.book.running.get(lease_id)
-        if running is None or running.prefill_ahead is None:
-            return
-        seat = self._pools.get(running.lease.replica_id)
-        if seat is not None:
-            tokens = running.prefill_ahead + usage.uncached_tokens
-            self._placement.backlog.rate(seat.replica.deployment).observe(tokens, first_token_s)
 
     # --- what others look at --------------------------------------------------------------------------------------
 
@@ -311,16 +248,19 @@ class RequestQueue:
         """Backlog, arrivals and speed as the autoscaler of `deployment` needs them. `guests`: classes that have no
         deployment of their own and live with this one."""
         replicas = {r.replica_id: r for r in self._pools.replicas() if r.deployment == deployment}
+        prefill_s = sum(self._placement.prefill_s(replica_id, now_s) for replica_id in replicas)
         unused = sum(1 for p in self._desk.book.prepaid.values() if p.replica_id in replicas)
         running = sum(r.running for r in replicas.values()) - unused
         flows = self._lines.of(own).flows
         waiting_guests = sum(self.waiting(c) for c in guests)
-        return self._demand.read(deployment, own, len(flows), flows.backlog, running, waiting_guests, now_s)
+        # Who waits for a limit of the own tenant is not helped by more replicas.
+        backlog = flows.backlog * flows.ready / len(flows) if len(flows) else 0.0
+        return self._demand.read(deployment, own, flows.ready, backlog, running, waiting_guests, now_s, prefill_s)
 
     def taken_on(self, replica_id: str) -> int:
         """Slots of a replica that leases and prepaid slots take; 0 for an unknown one."""
-        seat = self._pools.get(replica_id)
-        return seat.replica.running if seat is not None else 0
+        replica = self.replica(replica_id)
+        return replica.running if replica is not None else 0
 
     def waiting(self, request_class: RequestClass) -> int:
         return len(self._lines.of(request_class).flows)
@@ -333,11 +273,7 @@ class RequestQueue:
         return {line.request_class: line.flows.waiting_by_tenant() for line in self._lines}
 
     def running_by_tenant(self) -> dict[RequestClass, dict[str, int]]:
-        counts: dict[RequestClass, dict[str, int]] = {line.request_class: {} for line in self._lines}
-        for lease in self.leases():
-            per_tenant = counts.setdefault(lease.ticket.request_class, {})
-            per_tenant[lease.ticket.tenant] = per_tenant.get(lease.ticket.tenant, 0) + 1
-        return counts
+        return {line.request_class: {} for line in self._lines} | self._desk.book.by_class_and_tenant()
 
     def tickets(self) -> list[Ticket]:
         """Everything that waits."""

@@ -30,6 +30,23 @@ class ServiceWeights:
         return self.of(usage.uncached_tokens, usage.output_tokens)
 
 
+class _Mean:
+    """A running mean; beyond `window` values the older ones fade."""
+
+    __slots__ = ("counted", "value")
+
+    def __init__(self, value: float) -> None:
+        self.counted = 0
+        self.value = value
+
+    def add(self, value: float, window: int) -> float:
+        """The mean with this value."""
+        if self.counted < window:
+            self.counted += 1
+        mean = self.value = self.value + (value - self.value) / self.counted
+        return mean
+
+
 class OutputPredictor:
     """Guesses a request's output length from its tenant's earlier ones, leaning on everybody's while they are few.
 
@@ -48,9 +65,9 @@ class OutputPredictor:
         self._prior = prior
         self._max_tenants = max_tenants
         self._stranger = first_guess_tokens
-        self._all = (0, float(first_guess_tokens))
-        self._seen: OrderedDict[str, tuple[int, float]] = OrderedDict()
-        """(outputs counted, their mean) by tenant."""
+        self._all = _Mean(first_guess_tokens)
+        self._seen: OrderedDict[str, _Mean] = OrderedDict()
+        """By tenant."""
         self._guesses: dict[str, int] = {}
 
     def predict(self, tenant: str, max_output_tokens: int) -> int:
@@ -58,17 +75,15 @@ class OutputPredictor:
         return guess if guess < max_output_tokens else max_output_tokens
 
     def observe(self, tenant: str, output_tokens: int) -> None:
-        _, mean_of_all = self._all = _with(self._all, output_tokens, WINDOW_OF_ALL)
-        counted, mean = self._seen[tenant] = _with(self._seen.get(tenant, (0, 0.0)), output_tokens, self._window)
-        self._stranger = round(mean_of_all)
-        self._guesses[tenant] = round((counted * mean + self._prior * mean_of_all) / (counted + self._prior))
-        self._seen.move_to_end(tenant)
+        own = self._seen.get(tenant)
+        if own is None:
+            own = self._seen[tenant] = _Mean(0.0)
+        else:
+            self._seen.move_to_end(tenant)
+        of_all, weight = self._all.add(output_tokens, WINDOW_OF_ALL), self._prior
+        mean = own.add(output_tokens, self._window)
+        self._stranger = round(of_all)
+        self._guesses[tenant] = round((own.counted * mean + weight * of_all) / (own.counted + weight))
         if len(self._seen) > self._max_tenants:
             forgotten, _ = self._seen.popitem(last=False)
             del self._guesses[forgotten]
-
-
-def _with(mean: tuple[int, float], value: float, window: int) -> tuple[int, float]:
-    """A running mean with one value more; beyond `window` values the older ones fade."""
-    counted = mean[0] + 1 if mean[0] < window else window
-    return counted, mean[1] + (value - mean[1]) / counted

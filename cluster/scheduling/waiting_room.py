@@ -11,6 +11,7 @@ from collections.abc import Collection, Iterator
 from cluster.scheduling.admission import Admission
 from cluster.scheduling.class_lines import ClassLine, ClassLines
 from cluster.scheduling.flows import Waiting
+from cluster.scheduling.limits import TenantAccount
 from cluster.scheduling.locality import LocalityChooser
 from cluster.scheduling.types import Refusal, Ticket
 
@@ -22,50 +23,54 @@ class WaitingRoom:
         self._lines = lines
         self._admission = admission
         self._locality = locality
-        self._waiting: dict[str, Waiting] = {}
+        self.by_id: dict[str, Waiting] = {}
         self._shed: list[tuple[Ticket, Refusal]] = []
 
-    def __contains__(self, ticket_id: str) -> bool:
-        return ticket_id in self._waiting
-
     def __len__(self) -> int:
-        return len(self._waiting)
+        return len(self.by_id)
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._waiting)
+        return iter(self.by_id)
 
     def tickets(self) -> list[Ticket]:
-        return [waiting.ticket for waiting in self._waiting.values()]
+        return [waiting.ticket for waiting in self.by_id.values()]
 
     def of_owner(self, owner: str, but: Collection[str] = ()) -> list[str]:
         """Ids of a gateway's tickets, those in `but` left out."""
-        return [i for i, waiting in self._waiting.items() if waiting.ticket.owner == owner and i not in but]
+        return [i for i, waiting in self.by_id.items() if waiting.ticket.owner == owner and i not in but]
 
     def enter(
-        self, line: ClassLine, ticket: Ticket, service: float, brought_back: bool = False, in_place: bool = False
-    ) -> None:
-        waiting = self._waiting[ticket.ticket_id] = line.push(ticket, service, brought_back, in_place)
+        self, line: ClassLine, ticket: Ticket, account: TenantAccount, service: float, in_place: bool = False
+    ) -> Waiting:
+        """The ticket waits. Its tenant's rate limits have not counted it yet."""
+        waiting = self.by_id[ticket.ticket_id] = line.flows.push(ticket, service, in_place)
+        waiting.account = account
+        account.came(waiting.tokens)
+        tenant = waiting.flow.tenant
+        if not tenant.touched:
+            line.shed.touch(tenant)
         if self._locality is not None:
             self._locality.came(waiting)
+        return waiting
 
     def take_out(self, line: ClassLine, waiting: Waiting) -> None:
         """The ticket waits no more; its tenant's account is the caller's business."""
         line.flows.take(waiting)
-        del self._waiting[waiting.ticket.ticket_id]
+        del self.by_id[waiting.ticket.ticket_id]
         if self._locality is not None:
             self._locality.left(waiting)
 
     def withdraw(self, ticket_id: str, now_s: float, refund: bool) -> bool:
         """End a ticket that has not run; False when it does not wait (any more)."""
-        waiting = self._waiting.get(ticket_id)
+        waiting = self.by_id.get(ticket_id)
         if waiting is None:
             return False
         line = self._lines.of(waiting.ticket.request_class)
         self.take_out(line, waiting)
         line.flows.left(waiting.flow)
-        self._admission.left(waiting.ticket)
+        waiting.account.left(waiting.tokens)
         if refund and waiting.paid:
-            self._admission.refund(waiting.ticket, now_s)
+            waiting.account.take(-waiting.tokens, now_s, requests=-1)
         return True
 
     def expire(self, now_s: float) -> list[tuple[Ticket, Refusal]]:

@@ -30,11 +30,13 @@ class OwnDisconnects:
     def __init__(self, app: App) -> None:
         self._app = app
 
-    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
+    # `async`, though it only passes on: uvicorn takes what is no coroutine function for ASGI 2, and answers 500. Then
+    # HAProxy holds the replica for dead, and every request goes through Serve's own proxy.
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
             # Behind what the client may have sent under the name: the last one counts.
             scope["headers"] = [*scope["headers"], HEADER]
-        return self._app(scope, receive, send)
+        await self._app(scope, receive, send)
 
 
 def middlewares() -> list[Middleware]:

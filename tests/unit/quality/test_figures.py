@@ -51,6 +51,13 @@ def test_kl_over_the_common_tokens_scaled_to_one():
     assert top_k_kl([{"u": -1.0}], [{"u": -1.0}]) is None  # one common token is always certain
 
 
+def test_tokens_that_cannot_come_are_no_error():
+    never = {"u": -9999.0, "v": -9999.0 + math.log(3)}
+    assert top_k_kl([never], [never]) == pytest.approx(0.0)
+    even = {"u": math.log(0.4), "v": math.log(0.4)}
+    assert top_k_kl([never], [even]) == pytest.approx(0.25 * math.log(0.5) + 0.75 * math.log(1.5))
+
+
 def test_positions_after_the_first_difference_do_not_count():
     near, far = {"u": math.log(0.5), "v": math.log(0.5)}, {"u": math.log(0.99), "v": math.log(0.01)}
     a = Answer("uvu", ("u", "v", "u"), (-0.7,) * 3, (near, near, near))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from cluster.quality import BUILT_IN, PromptError, read_prompts
@@ -13,6 +15,14 @@ def test_lines_with_a_text_or_messages(tmp_path):
     first, second = read_prompts(path)
     assert (first.id, first.messages) == ("7", ({"role": "user", "content": "Hi"},))
     assert (second.id, second.messages) == ("3", ({"role": "user", "content": "Ho"},))
+
+
+def test_a_text_may_hold_any_end_of_line_but_its_own(tmp_path):
+    text = "one\u2028two\x85three"
+    path = tmp_path / "p.jsonl"
+    path.write_bytes(json.dumps({"prompt": text}, ensure_ascii=False).encode() + b"\r\n")
+    [prompt] = read_prompts(path)
+    assert prompt.messages == ({"role": "user", "content": text},)
 
 
 @pytest.mark.parametrize(

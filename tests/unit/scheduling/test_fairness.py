@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cluster.scheduling import OutputPredictor, TenantPolicy
+from cluster.scheduling import OutputPredictor
 from cluster.vocabulary import RequestClass
 from tests.unit.scheduling.simulator import Simulation
 
@@ -38,22 +38,6 @@ def test_two_backlogged_tenants_stay_within_the_vtc_bound(
         sim.keep_backlogged("b", ONLINE, rng, sizes_b)
         sim.step()
         assert abs(sim.service["a", ONLINE] - sim.service["b", ONLINE]) <= bound
-
-
-@pytest.mark.parametrize("slots", [4, 16])
-def test_service_follows_weights(slots: int) -> None:
-    rng = random.Random(1)
-    sim = Simulation(slots, (ONLINE,))
-    weights = {"w1": 1.0, "w2": 2.0, "w3": 3.0, "w4": 4.0}
-    for tenant, weight in weights.items():
-        sim.tenant(tenant, TenantPolicy(weight))
-    for _ in range(12_000):
-        for tenant in weights:
-            sim.keep_backlogged(tenant, ONLINE, rng, (64, 64))
-        sim.step()
-    total = sum(sim.service.values())
-    for tenant, weight in weights.items():
-        assert sim.service[tenant, ONLINE] / total == pytest.approx(weight / 10, rel=0.06)
 
 
 def test_idling_earns_no_credit() -> None:

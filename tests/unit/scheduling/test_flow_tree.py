@@ -209,6 +209,23 @@ def test_flows_that_owe_nothing_are_forgotten_and_gain_nothing() -> None:
     assert back.counter >= key.floor > 0
 
 
+def test_a_key_is_forgotten_with_its_last_flow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every second key owes something for a hundred turns. Then it goes, too, long after its flow was idle."""
+    monkeypatch.setattr("cluster.scheduling.flow_queue.KEPT_IDLE", 8)
+    queue = FlowQueue({}, set())
+    for number in range(1000):
+        both = [queue.push(ticket(n, key=f"k{n}"), 10) for n in (2 * number, 2 * number + 1)]
+        for waiting, service in zip(both, (1000.0, 10.0), strict=True):
+            queue.take(waiting)
+            charge(waiting.flow, service)
+        for waiting in both:
+            queue.left(waiting.flow)
+    keys = queue.root.children["a"].children
+    assert len(keys) == len(queue._flows) < 300
+    heavy = queue.flow_of(ticket(0, key="k1998")).key
+    assert heavy.counter > queue.root.children["a"].lift(), "what owes is kept"
+
+
 def _used(tokens: int) -> TokenUsage:
     return TokenUsage(10, 0, tokens)
 
@@ -226,8 +243,8 @@ def test_counters_survive_a_restart() -> None:
     running = [running[1], *first.grant(1.0)]
     second = RequestQueue({ONLINE: ClassPolicy(max_queued=100, max_wait_s=100)}, lease_prefix="2-")
     for snapshot in (first.counters_snapshot(), older):
-        second.restore_counters(snapshot)
-    second.restore(first.tickets(), running, 2.0)
+        second.recovery.restore_counters(snapshot)
+    second.recovery.restore(first.tickets(), running, 2.0)
     assert second.counters()[ONLINE] == pytest.approx(first.counters()[ONLINE])
     second.submit(ticket(99, tenant="new"), 2.0)
     lift = min(second.counters()[ONLINE][t] for t in "ab")
@@ -259,13 +276,13 @@ def test_counters_brought_back_late_are_no_credit() -> None:
     queue.put_replica(Replica("r", "d", (ONLINE,), 1), 0.0)
     counters = {("idle",): 0.0, ("busy",): 0.0}
     flows = {c.value: {"counters": counters if c is ONLINE else {}, "lifts": {(): 0.0}} for c in RequestClass}
-    queue.restore_counters({"version": 1, "granted_at_s": 0.0, "classes": flows})
-    queue.restore([ticket(1, "busy")], [], 0.0)
+    queue.recovery.restore_counters({"version": 1, "classes": flows})
+    queue.recovery.restore([ticket(1, "busy")], [], 0.0)
     for number in range(2, 12):
         queue.submit(ticket(number, "busy"), 0.0)
         (lease,) = queue.grant(0.0)
         queue.release(lease.lease_id, _used(100), 0.0)
-    queue.restore([ticket(50, "idle")], [], 100.0)
+    queue.recovery.restore([ticket(50, "idle")], [], 100.0)
     assert queue.counters()[ONLINE]["idle"] == queue.counters()[ONLINE]["busy"] > 1000
 
 
@@ -273,8 +290,8 @@ def test_a_tenant_let_go_after_a_restart_has_no_credit_either() -> None:
     held = {"held"}
     queue = FlowQueue({}, held)
     queue.restore({"counters": {("held",): 0.0, ("free",): 500.0}, "lifts": {(): 0.0}})
-    queue.push(ticket(1, "held"), 10, True, True)
-    queue.push(ticket(2, "free"), 10, True, True)
+    queue.push(ticket(1, "held"), 10, in_place=True)
+    queue.push(ticket(2, "free"), 10, in_place=True)
     queue.unhold("held")
     assert queue.counters()["held"] == 500.0
 

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from cluster.scheduling import (
     ClassPolicy,
+    Lease,
     RateLimitState,
     Refusal,
     Replica,
@@ -161,10 +162,29 @@ def test_only_what_was_counted_comes_back() -> None:
     for number in range(2):
         queue.submit(ticket(number), 0.0)
     queue.grant(0.0)
-    queue.reconcile_owner("g", [], [], 0.0)
+    queue.recovery.reconcile_owner("g", [], [], 0.0)
     assert remaining(queue) == (8, None)
-    queue.restore([ticket(5), ticket(6)], [], 0.0)
+    queue.recovery.restore([ticket(5), ticket(6)], [], 0.0)
     (lease,) = queue.grant(0.0)
     queue.release(lease.lease_id, None, 0.0)
     queue.cancel("t6", 0.0)
     assert remaining(queue) == (8, None)
+
+
+def test_what_a_former_queue_had_counted_gives_nothing_back() -> None:
+    """After a restart the buckets are full: what was assumed for a lease of before was not taken from them."""
+    queue = make_queue(slots=2, tokens_per_minute=600)
+    queue.recovery.restore([], [Lease("old", ticket(1, charged_tokens=10_000), "r", 0.0)], 0.0)
+    assert queue.submit(ticket(2, charged_tokens=500), 0.0) is None
+    queue.release("old", TokenUsage(10, 0, 20), 0.0)
+    assert remaining(queue) == (None, 100)
+
+
+def test_what_came_before_there_were_limits_gives_nothing_back() -> None:
+    queue = make_queue(slots=2)
+    assert queue.submit(ticket(1, charged_tokens=10_000), 0.0) is None
+    (lease,) = queue.grant(0.0)
+    queue.set_tenant("a", TenantPolicy(limits=TenantLimits(tokens_per_minute=600)), 0.0)
+    assert queue.submit(ticket(2, charged_tokens=500), 0.0) is None
+    queue.release(lease.lease_id, TokenUsage(10, 0, 20), 0.0)
+    assert remaining(queue) == (None, 100)

@@ -185,7 +185,7 @@ def test_a_lease_that_was_brought_back_tells_where_its_session_lives() -> None:
     fresh = Service(replicas=4)
     fresh.queue.remove_replica(lease.replica_id, 0.0)
     fresh.queue.put_replica(Replica(lease.replica_id, "d", (ONLINE,), 8), 0.0)
-    fresh.queue.restore([], [lease, other], 1.0)
+    fresh.queue.recovery.restore([], [lease, other], 1.0)
     assert fresh.ask("chat", now_s=2.0).replica_id == lease.replica_id
     assert "not yet here" not in fresh.queue._placement.prefixes._seen
     assert fresh.ask("s", now_s=2.0).replica_id != "not yet here"
@@ -209,6 +209,53 @@ def test_own_replicas_come_before_lent_ones_even_for_a_session_that_lived_there(
     assert service.ask("chat", prompt=5000).replica_id == "lent"
     service.end(own, 1.0)
     assert service.ask("chat", prompt=5100, now_s=2.0).replica_id == "r0"
+
+
+def test_a_session_stays_at_home_while_some_other_replica_is_avoided() -> None:
+    """A breaker that is open for one replica puts it into `avoid` of all tickets: the other caches must not suffer."""
+    service = Service(replicas=4)
+    home = service.ask("chat", prompt=5000).replica_id
+    away = next(f"r{number}" for number in range(4) if f"r{number}" != home)
+    assert service.ask("chat", prompt=5100, now_s=1.0, avoid=(away,)).replica_id == home, "though it runs most"
+    assert service.ask("chat", prompt=5200, now_s=2.0, avoid=(home,)).replica_id != home
+    for number in range(10):
+        assert service.ask(f"s{number}", now_s=3.0 + number, avoid=(home, away)).replica_id not in (home, away)
+
+
+def test_a_prompt_goes_to_its_cache_while_some_other_replica_is_avoided() -> None:
+    service = Service(replicas=4)
+    document = tuple(range(40))
+    holder = service.ask(None, prompt=40 * 64, prefix=document).replica_id
+    away = next(f"r{number}" for number in range(4) if f"r{number}" != holder)
+    assert service.ask(None, prompt=40 * 64, now_s=9.0, prefix=document, avoid=(away,)).replica_id == holder
+    assert service.ask(None, prompt=40 * 64, now_s=18.0, prefix=document, avoid=(holder,)).replica_id != holder
+
+
+shapes = st.tuples(st.integers(0, 3), st.booleans(), st.booleans())
+
+
+@given(st.lists(shapes, min_size=1, max_size=4), st.sets(st.integers(0, 3)))
+def test_whom_a_retry_avoids(fleet: list[tuple[int, bool, bool]], avoided: set[int]) -> None:
+    """Against looking at everybody: own replicas first, the least loaded of those that have not failed it; one that has
+    only if no other serves the class."""
+    service = Service(replicas=0)
+    for number, (running, lends, draining) in enumerate(fleet):
+        serves = (SEMI, ONLINE) if lends else (ONLINE,)
+        service.queue.put_replica(Replica(f"r{number}", "d", serves, 3, draining=draining), 0.0)
+        leases = [Lease(f"{number}-{n}", ticket(None, 1), f"r{number}", 0.0) for n in range(running)]
+        service.queue.recovery.restore([], leases, 0.0)
+    avoid = tuple(f"r{number}" for number in avoided)
+    able = [replica for replica in service.queue.replicas() if not replica.draining]
+    able = [replica for replica in able if replica.replica_id not in avoid] or able
+    free = [replica for replica in able if replica.free]
+    before = {replica.replica_id: replica.running for replica in free}
+    best = min(((len(replica.serves) > 1, replica.running) for replica in free), default=None)
+    service.submit(None, avoid=avoid)
+    granted = service.queue.grant(0.0)
+    assert len(granted) == bool(free)
+    for lease in granted:
+        chosen = service.queue.replica(lease.replica_id)
+        assert chosen is not None and (len(chosen.serves) > 1, before[lease.replica_id]) == best
 
 
 class TestSiblings:

@@ -40,7 +40,8 @@ def counted() -> Iterator[Calls]:
 class Load:
     """A queue with `size` tenants and replicas, and three times as many tickets waiting."""
 
-    def __init__(self, size: int, slots: int, bound: int | None = None) -> None:
+    def __init__(self, size: int, slots: int, bound: int | None = None, avoid: tuple[str, ...] = ()) -> None:
+        self.avoid = avoid
         self.rng = random.Random(size)
         self.size = size
         self.number = 0
@@ -56,7 +57,7 @@ class Load:
         name = f"t{self.number}"
         tenant = f"tenant{self.rng.randrange(self.size)}"
         request_class = self.rng.choice(list(RequestClass))
-        self.queue.submit(Ticket(name, "g", tenant, request_class, 10, 20, self.number * 1e-3), 1.0)
+        self.queue.submit(Ticket(name, "g", tenant, request_class, 10, 20, self.number * 1e-3, avoid=self.avoid), 1.0)
 
 
 def cost(decisions: Callable[[Load], int], load: Load) -> float:
@@ -83,6 +84,20 @@ def test_submit_and_cancel() -> None:
         return 400
 
     assert cost(decisions, Load(LARGE, 1)) <= MOST_GROWTH * cost(decisions, Load(SMALL, 1))
+
+
+def test_tickets_that_avoid_a_replica() -> None:
+    """All tickets of a gateway do while its breaker for that replica is open; and one that fails is always free."""
+
+    def decisions(load: Load) -> int:
+        for _ in range(200):
+            for lease in load.queue.grant(2.0, 1):
+                assert lease.replica_id != "r0"
+                load.queue.release(lease.lease_id, TokenUsage(10, 0, 5), 2.0)
+        return 200
+
+    costs = [cost(decisions, Load(size, 1, avoid=("r0",))) for size in (LARGE, SMALL)]
+    assert costs[0] <= MOST_GROWTH * costs[1]
 
 
 @pytest.mark.parametrize("times", [10])

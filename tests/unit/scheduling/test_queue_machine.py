@@ -50,6 +50,7 @@ class QueueMachine(RuleBasedStateMachine):
         self.waiting: dict[str, Ticket] = {}
         self.running: dict[str, Lease] = {}
         self.prepaid: dict[str, Prepaid] = {}
+        self.produced: dict[str, int] = {}
         self.number = 0
 
     def fresh_queue(self) -> RequestQueue:
@@ -111,6 +112,7 @@ class QueueMachine(RuleBasedStateMachine):
     @rule(lease=leases, tokens=st.integers(0, 30))
     def progress(self, lease: Lease, tokens: int) -> None:
         self.queue.progress(lease.lease_id, tokens, self.now_s)
+        self.produced[lease.lease_id] = max(tokens, self.produced.get(lease.lease_id, 0))
 
     @rule(lease=consumes(leases), ran=st.booleans(), tokens=st.integers(0, 30))
     def release(self, lease: Lease, ran: bool, tokens: int) -> None:
@@ -198,7 +200,7 @@ class QueueMachine(RuleBasedStateMachine):
             if s not in kept_slots and data.draw(st.booleans())
         ]
         regranted = [lease.ticket for lease in leases if lease not in held and data.draw(st.booleans())]
-        self.queue.reconcile_owner(owner, kept + regranted, held + used, self.now_s, kept_slots)
+        self.queue.recovery.reconcile_owner(owner, kept + regranted, held + used, self.now_s, kept_slots, self.produced)
         for gone in tickets:
             del self.waiting[gone.ticket_id]
         self.waiting |= {t.ticket_id: t for t in kept + regranted}
@@ -216,12 +218,13 @@ class QueueMachine(RuleBasedStateMachine):
         snapshot, replicas, before = self.queue.counters_snapshot(), self.queue.replicas(), self.queue.counters()
         self.queue = self.fresh_queue()
         for _ in range(2):  # two gateways may bring the same snapshot
-            self.queue.restore_counters(snapshot)
+            self.queue.recovery.restore_counters(snapshot)
         slots = list(self.prepaid.values()) if with_slots else []
         if not with_slots:
             self.prepaid = {}
         for _ in range(2):
-            self.queue.restore(self.waiting.values(), self.running.values(), self.now_s, slots)
+            waiting, running = self.waiting.values(), self.running.values()
+            self.queue.recovery.restore(waiting, running, self.now_s, slots, self.produced)
         for replica in replicas:
             self.queue.put_replica(replica, self.now_s)
         after = self.queue.counters()

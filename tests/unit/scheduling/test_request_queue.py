@@ -210,7 +210,7 @@ def test_retry_after_a_pause_does_not_tell_the_pause() -> None:
 def test_a_restored_ticket_of_a_class_that_is_gone_is_refused() -> None:
     queue = make_queue()
     lost = Ticket("x", "g", "a", OFFLINE, 1, 1, 0.0)
-    ((told, refusal),) = queue.restore([lost, ticket(1)], [], 0.0)
+    ((told, refusal),) = queue.recovery.restore([lost, ticket(1)], [], 0.0)
     assert told is lost and refusal.code == "class_not_served" and queue.waiting(ONLINE) == 1
 
 
@@ -235,3 +235,18 @@ def test_a_drained_burst_is_forgotten() -> None:
         queue.submit(ticket(number), 0.0)
     assert len(queue.grant(0.0)) == 500
     assert queue._lines.of(ONLINE).flows.root.children["a"].newest == []  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("draining", [False, True])
+def test_nobody_makes_room_for_a_request_that_has_a_slot_of_its_own(draining: bool) -> None:
+    """The queue is full of work that waits for a replica of its class; online has a free replica to itself."""
+    queue = RequestQueue({ONLINE: ClassPolicy(9, 10), OFFLINE: ClassPolicy(9, 10)}, policy=QueuePolicy(max_queued=3))
+    queue.put_replica(Replica("own", "d", (ONLINE,), 2), 0.0)
+    queue.put_replica(Replica("shared", "e", (OFFLINE, ONLINE), 1), 0.0)
+    for number in range(4):
+        assert queue.submit(Ticket(f"o{number}", "g", "b", OFFLINE, 10, 10, 0.0), 0.0) is None
+        queue.grant(0.0)
+    queue.put_replica(Replica("shared", "e", (OFFLINE, ONLINE), 1, draining=draining), 0.0)
+    assert queue.waiting(OFFLINE) == 3
+    assert queue.submit(ticket(9), 0.0) is None and not queue.take_shed()
+    assert [lease.replica_id for lease in queue.grant(0.0)] == ["own"]
