@@ -108,7 +108,7 @@ class Plan:
     @property
     def prices(self) -> dict[str, float]:
         """USD per engine and hour, by pool."""
-        return {pool.name: pool.pool.usd_per_hour for pool in self.pools}
+        return {pool.name: pool.pool.replica_usd_per_hour(pool.deployment.resources) for pool in self.pools}
 
     @property
     def adapters(self) -> tuple[str, ...]:

@@ -145,6 +145,7 @@ class EngineReplica:
             base_url=self._server.base_url if ready and self._server else "",
             api_key=self._server.api_key if ready and self._server else "",
             cold_start_s=self._cold_start_s,
+            rung="forked" if self._server and self._server.forked else "cold",
             kv_usage=self._kv_usage,
         )
         try:
@@ -167,7 +168,8 @@ class EngineReplica:
             self._kv_usage = load.kv_usage
 
     def _touch_span(self) -> None:
-        price = self._config.pools[self._deployment.pool].usd_per_hour
+        pool = self._config.pools[self._deployment.pool]
+        price = pool.replica_usd_per_hour(self._deployment.resources)
         self._store.touch_replica(
             self._replica_id, self._deployment.model, self._name, price, self._started_at_s, time.time()
         )

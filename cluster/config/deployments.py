@@ -35,6 +35,11 @@ class EngineConfig(Section):
     entrypoint: list[str] | None = Field(
         default=None, min_length=1, description="Command that replaces the engine's own; the arguments follow it."
     )
+    start: Literal["cold", "fork", "auto"] = Field(
+        default="cold",
+        description="fork = from a process on each node that has imported the engine (on CPUs), which takes "
+        "memory but saves most of a start; auto = fork where the node has the memory. Both fall back to cold.",
+    )
 
 
 class ResourcesConfig(Section):
@@ -52,10 +57,14 @@ class ReplicasConfig(Section):
     min: int = Field(default=1, ge=0, description="0 = scale to zero when idle.")
     max: int = Field(default=1, ge=1)
     idle_timeout_s: float = Field(
-        default=60, ge=0, description="A replica above `min` that is idle this long is stopped."
+        default=60,
+        ge=0,
+        description="Longest time that an idle replica above `min` is kept: the last one so long, others often less.",
     )
     wait_target_s: float = Field(
-        default=5, gt=0, description="Replicas are added until the backlog would wait no longer."
+        default=5,
+        gt=0,
+        description="Replicas are added until what waits, in the queue or inside engines, would wait no longer.",
     )
     drain_timeout_s: float = Field(
         default=600, ge=0, description="How long a replica that stops may finish its requests."
@@ -98,4 +107,12 @@ class PoolConfig(Section):
 
     labels: dict[str, str] = Field(default_factory=dict, description="Ray node labels that must match.")
     accelerator_type: str | None = Field(default=None, description="As Ray names it: L4, A100, H100, ...")
-    usd_per_hour: float = Field(default=0, ge=0, description="Price of one replica's share of a node for one hour.")
+    usd_per_hour: float = Field(
+        default=0,
+        ge=0,
+        description="Price of one GPU with its share of the node for one hour; of one replica where that has no GPU.",
+    )
+
+    def replica_usd_per_hour(self, resources: ResourcesConfig) -> float:
+        """What a replica costs that holds these."""
+        return self.usd_per_hour * (resources.gpus or 1.0)

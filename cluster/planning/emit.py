@@ -52,7 +52,7 @@ def config_text(plan: Plan, request: PlanRequest, cluster: TribesConfig | None =
         models[model] = _model(request, shape)
         name = f"{_name(model)}-{item.request_class.value.replace('_', '-')}"
         deployments[name] = _deployment(item, model, _pool_name(shape), interpreters)
-        price = request.usd_per_gpu_hour[shape.accelerator] * shape.gpus
+        price = request.usd_per_gpu_hour[shape.accelerator]
         kind = {"accelerator_type": shape.accelerator} if _has_gpus(shape) else {}
         pools[_pool_name(shape)] = {**kind, "usd_per_hour": round(price, 6)}
     data = {"name": f"{_name(plan.model)}-plan", "models": models, "deployments": deployments, "pools": pools}
@@ -64,7 +64,7 @@ def config_text(plan: Plan, request: PlanRequest, cluster: TribesConfig | None =
 
 
 _HEADER: Final = """\
-# Written by `tribes plan`. One deployment a class; usd_per_hour is the price of one replica with all of its GPUs.
+# Written by `tribes plan`. One deployment a class; usd_per_hour is the price of one GPU.
 # Beside it you need: engine.python where vLLM and SGLang have interpreters of their own, tenants, and paths.data.
 """
 

@@ -138,12 +138,11 @@ def completed(request: PlanRequest, config: TribesConfig | None) -> PlanRequest:
 
 
 def _prices(config: TribesConfig) -> dict[str, float]:
-    """Per GPU: a pool's price is that of one replica, which may have several."""
+    """Per GPU; the least where several pools have one."""
     prices: dict[str, float] = {}
-    for name, pool in config.pools.items():
-        gpus = [d.resources.gpus for d in config.deployments.values() if d.pool == name and d.resources.gpus]
+    for pool in config.pools.values():
         if pool.accelerator_type and pool.usd_per_hour:
-            price = pool.usd_per_hour / max(1.0, min(gpus, default=1.0))
+            price = pool.usd_per_hour
             prices[pool.accelerator_type] = min(price, prices.get(pool.accelerator_type, price))
     return prices
 

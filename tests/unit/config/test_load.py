@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from cluster.config import ConfigError, LocalFolder, TribesConfig, load_config
+from cluster.config import ConfigError, LocalFolder, PoolConfig, ResourcesConfig, TribesConfig, load_config
 from cluster.vocabulary import RequestClass
 from tests.unit.config.samples import changed, problems_of, valid, write
 
@@ -191,3 +191,9 @@ def test_errors_survive_the_way_between_processes(tmp_path):
     assert isinstance(again, ConfigError)
     assert str(again) == str(caught.value)
     assert again.source == Path(tmp_path / "tribes.yaml")
+
+
+def test_a_replica_costs_as_many_gpus_as_it_holds() -> None:
+    pool = PoolConfig(usd_per_hour=3.0)
+    for gpus, usd in ((0.0, 3.0), (0.5, 1.5), (1.0, 3.0), (4.0, 12.0)):
+        assert pool.replica_usd_per_hour(ResourcesConfig(gpus=gpus)) == usd

@@ -253,7 +253,7 @@ def test_a_cluster_completes_a_workload(tmp_path: Path):
 models: {m: {source: {kind: local, path: model}, max_model_len: 8192}}
 deployments:
   one: {model: m, serves: [online], engine: {kind: vllm}, pool: big, resources: {gpus: 2}}
-pools: {big: {accelerator_type: H100, usd_per_hour: 6.4}}
+pools: {big: {accelerator_type: H100, usd_per_hour: 3.2}}
 upstreams: {api: {base_url: https://api.example.com/v1, models: {m: m}, usd_per_mtok: {input: 1, output: 2}}}
 """
     )
