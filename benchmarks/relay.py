@@ -31,6 +31,7 @@ PAIRS, QUICK_PAIRS = 6, 3
 REQUESTS = {1: 4, 8: 16}
 """Concurrency -> requests a run."""
 DIRECT, GATEWAY = "direct", "gateway"
+MOST_LEASES = 32
 console = Console(stderr=True)
 
 
@@ -102,21 +103,33 @@ def _config(config: TribesConfig, name: str, deployment: Any) -> dict[str, Any]:
 
 def direct_target(config: TribesConfig, model: str) -> Target:
     """The engine server's address and key, learned through a lease that is given back at once."""
+    return direct_targets(config, model, 1)[0]
+
+
+def direct_targets(config: TribesConfig, model: str, replicas: int) -> list[Target]:
+    """Those of several replicas: each lease is held until all are known, so that the next one is elsewhere."""
     import ray
 
     from serve_apps.messages import Exchange, Hello
     from serve_apps.names import NAMESPACE, get_dispatcher
 
     ray.init(address=f"127.0.0.1:{config.ray.port}", namespace=NAMESPACE, log_to_driver=False, configure_logging=False)
+    found: dict[str, Target] = {}
     try:
         dispatcher, me = get_dispatcher(model), f"benchmark-{os.getpid()}"
         ray.get(dispatcher.hello.remote(Hello(me)))
-        ticket = Ticket("benchmark", me, "default", RequestClass.ONLINE, 1, 1, time.time())
-        answers = ray.get(dispatcher.exchange.remote(Exchange(me, submits=[ticket])))
+        for number in range(MOST_LEASES):
+            ticket = Ticket(f"benchmark-{number}", me, "default", RequestClass.ONLINE, 1, 1, time.time())
+            answers = ray.get(dispatcher.exchange.remote(Exchange(me, submits=[ticket])))
+            found |= {grant.base_url: Target(grant.base_url, grant.api_key) for grant in answers.grants}
+            if len(found) == replicas:
+                break
         ray.get(dispatcher.goodbye.remote(me))
-        return Target(answers.grants[0].base_url, answers.grants[0].api_key)
     finally:
         ray.shutdown()
+    if len(found) < replicas:
+        raise RuntimeError(f"{MOST_LEASES} leases on {model} were on {len(found)} replicas, not {replicas}")
+    return list(found.values())
 
 
 if __name__ == "__main__":
