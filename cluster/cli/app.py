@@ -12,13 +12,17 @@ from typer.core import TyperGroup
 
 from cluster.cli import (
     batch_commands,
+    calibrate_command,
     chat_command,
     cluster_commands,
+    coldstart_command,
     config_commands,
     demo_command,
     explain_command,
     keys_commands,
+    plan_command,
     quality_command,
+    simulate_command,
     usage_command,
 )
 from cluster.cli.errors import INTERRUPTED, explained
@@ -61,4 +65,8 @@ app.command("validate")(config_commands.validate)
 app.command("schema")(config_commands.schema)
 app.command("explain")(explain_command.explain)
 app.command("quality")(quality_command.quality)
+app.command("plan")(plan_command.plan)
+app.command("calibrate")(calibrate_command.calibrate)
+app.command("simulate")(simulate_command.simulate)
+app.command("coldstart")(coldstart_command.coldstart)
 app.command("demo")(demo_command.demo)

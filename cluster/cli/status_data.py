@@ -101,6 +101,7 @@ def _deployment(
         "max_replicas": known.replicas.max if known else None,
         "wanted_replicas": decision["replicas"] if decision else details.get("target_num_replicas"),
         "scaling_reason": decision["reason"] if decision else None,
+        "expected_start_s": decision.get("start_s") if decision else None,
         "replicas": replicas,
     }
 

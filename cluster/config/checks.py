@@ -35,6 +35,7 @@ def cross_problems(data: Data) -> list[Problem]:
         problems += _check_serves(path, deployment)
         problems += _check_replicas((*path, "replicas"), _section(deployment, "replicas"))
         problems += _check_engine_args((*path, "engine", "args"), _section(_section(deployment, "engine"), "args"))
+        problems += _check_start((*path, "engine", "start"), deployment)
         problems += preset_problems(path, deployment, data)
     problems += _check_models_run(data)
     problems += upstream_problems(data)
@@ -71,6 +72,14 @@ def _check_references(path: KeyPath, deployment: Data, data: Data) -> Iterator[P
     if isinstance(pool, str) and isinstance(pools, Mapping) and pool not in pools:
         default = "" if "pool" in deployment else " (the default, as none is named)"
         yield Problem((*path, "pool"), unknown_reference("pool", pool, pools) + default)
+
+
+def _check_start(path: KeyPath, deployment: Data) -> Iterator[Problem]:
+    engine = _section(deployment, "engine")
+    plain = engine.get("entrypoint") is None and not _section(deployment, "resources").get("gpus")
+    if engine.get("start") == "fork" and not plain:
+        cure = "write cold, or auto: fork where that is possible"
+        yield Problem(path, f"only engines without GPUs, started by their own command, can be forked; {cure}")
 
 
 def _check_serves(path: KeyPath, deployment: Data) -> Iterator[Problem]:

@@ -11,6 +11,12 @@ parent is gone, or SIGTERM comes: SIGTERM to the engine's main process, which kn
 GRACE_S to do so, then SIGTERM and soon SIGKILL to everything left in the tree. SIGUSR1 cuts the grace short.
 The exit code is the engine's own (128 + N when signal N ended it).
 
+An engine forked from a pre-imported process (`cluster/coldstart/fork_host.py`) has one guard, which adopts it:
+`guard.py --adopt ENGINE_PID OWNER_PID GRACE_S RUN_DIR GO_FD`. Its stdin is a socket to the owner, who is not its
+parent: closed, it ends the tree, as does the owner's death; a byte that comes over it is the number of a signal; the
+last line that goes over it is `exit CODE`. Should this guard be killed, the kernel kills the engine (PDEATHSIG), and
+the fork host, a subreaper, what the engine had started.
+
 Owns: the process tree, RUN_DIR (removed at the end), the /dev/shm entries the tree leaves. Must not know: engines.
 """
 
@@ -55,14 +61,20 @@ def all_pids() -> Iterator[int]:
     return (int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit())
 
 
-def descendants(root: int) -> list[int]:
-    """Every process below `root`, zombies included: they are gone only when reaped."""
+def children_by_parent() -> dict[int, list[int]]:
+    """Every process under its parent, zombies included: they are gone only when reaped."""
     children: dict[int, list[int]] = {}
     for pid in all_pids():
         with contextlib.suppress(OSError, ValueError, IndexError):
             stat = Path(f"/proc/{pid}/stat").read_bytes()
             parent = int(stat[stat.rindex(b")") + 2 :].split()[1])  # the name before ")" may hold anything
             children.setdefault(parent, []).append(pid)
+    return children
+
+
+def descendants(root: int) -> list[int]:
+    """Every process below `root`."""
+    children = children_by_parent()
     found = list(children.get(root, ()))
     for pid in found:  # grows while walked: breadth first
         found.extend(children.get(pid, ()))
@@ -141,7 +153,7 @@ class SharedMemoryLedger:
 class Guard:
     """Watches one child and the tree below it. `run` returns the child's exit code once nothing of the tree is left."""
 
-    def __init__(self, child: int, parent: int, grace_s: float, ledger: SharedMemoryLedger | None) -> None:
+    def __init__(self, child: int, parent: int | None, grace_s: float, ledger: SharedMemoryLedger | None) -> None:
         self._child = child
         self._parent = parent
         self._grace_s = grace_s
@@ -153,6 +165,16 @@ class Guard:
         self._poll = select.poll()
         self._poll.register(self._wakeup, select.POLLIN)
         self._poll.register(0, select.POLLIN)
+        self._owner: int | None = None
+
+    def watch(self, owner: int) -> None:
+        """Stop when this process, which is not our parent, is gone: a copy of its end of stdin may outlive it."""
+        try:
+            self._owner = os.pidfd_open(owner)
+        except ProcessLookupError:
+            self._stop("the owner is gone")
+        else:
+            self._poll.register(self._owner, select.POLLIN)
 
     def run(self) -> int:
         while True:
@@ -160,7 +182,7 @@ class Guard:
             now = time.monotonic()
             if self._exit_code is not None or (self._deadline is not None and now >= self._deadline):
                 break
-            if os.getppid() != self._parent:
+            if self._parent is not None and os.getppid() != self._parent:
                 self._stop("the owner is gone")
             self._note_shared_memory(now)
             self._wait(now)
@@ -170,11 +192,14 @@ class Guard:
     def _wait(self, now: float) -> None:
         wait_s = TICK_S if self._deadline is None else min(TICK_S, max(0.0, self._deadline - now))
         for fd, _ in self._poll.poll(wait_s * 1000):
-            data = os.read(fd, 4096)
-            if fd == 0 and not data:
+            data = b"" if fd == self._owner else read_some(fd)
+            if fd == self._owner:
+                self._poll.unregister(fd)
+                self._stop("the owner is gone")
+            elif fd == 0 and not data:
                 self._poll.unregister(0)
                 self._stop("the owner closed its end")
-            elif fd == self._wakeup:
+            else:  # numbers of signals: delivered to this process, or told by an owner who is not its parent
                 if any(number in data for number in STOP_SIGNALS):
                     self._stop("asked to stop")
                 if signal.SIGUSR1 in data:
@@ -236,6 +261,14 @@ def is_tracker(pid: int) -> bool:
     return False
 
 
+def read_some(fd: int) -> bytes:
+    """What came; nothing at the end, however it came about (a socket whose peer died may raise instead)."""
+    try:
+        return os.read(fd, 4096)
+    except OSError:
+        return b""
+
+
 def send(pid: int, number: int) -> None:
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.kill(pid, number)
@@ -280,9 +313,25 @@ def run_inner(outer: int, grace_s: float, argv: list[str]) -> int:
     return Guard(start_engine(argv), outer, grace_s, ledger).run()
 
 
+def adopt(arguments: list[str]) -> int:
+    """Guard an engine that was this process's child before it became this program, and waits for GO_FD to close."""
+    engine, owner, grace_s, run_dir = int(arguments[0]), int(arguments[1]), float(arguments[2]), arguments[3]
+    ledger = SharedMemoryLedger()
+    os.close(int(arguments[4]))
+    guard = Guard(engine, None, grace_s, ledger)
+    guard.watch(owner)
+    code = guard.run()
+    shutil.rmtree(run_dir, ignore_errors=True)
+    with contextlib.suppress(OSError):  # the owner may be gone
+        os.write(0, f"exit {code}\n".encode())
+    return code
+
+
 def main(arguments: list[str]) -> int:
     # Blocked until a handler stands: a signal in between would end a guard and leave what it had just started.
     signal.pthread_sigmask(signal.SIG_BLOCK, HANDLED_SIGNALS)
+    if arguments[0] == "--adopt":
+        return adopt(arguments[1:])
     owner, grace_s, run_dir = int(arguments[0]), float(arguments[1]), arguments[2]
     prctl(PR_SET_CHILD_SUBREAPER, 1)
     if os.getppid() != owner:

@@ -12,10 +12,12 @@ import logging
 import time
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from cluster.engines.child import GuardedChild
+from cluster.engines.child import EngineChild, GuardedChild
 from cluster.engines.diagnosis import TOO_SLOW, UNKNOWN, diagnose
+from cluster.engines.forked import ForkedChild, ForkUnavailableError
 from cluster.engines.launch import LaunchSpec, free_port
 
 if TYPE_CHECKING:
@@ -24,6 +26,8 @@ if TYPE_CHECKING:
 START_POLL_S: Final = 0.25
 START_PROBE_TIMEOUT_S: Final = 5.0
 PORT_TRIES: Final = 3
+FORKED_SHARE: Final = 0.5
+"""How much of `start_timeout_s` a forked engine may take before a cold one is started instead."""
 REPORTED_LINES: Final = 50
 OK: Final = 200
 REFUSED: Final = (401, 403)
@@ -54,7 +58,10 @@ class EngineStartError(RuntimeError):
 
 
 class EngineServer:
-    """One engine server, from `start` to `stop`. `make_spec` builds its LaunchSpec for a port chosen at start."""
+    """One engine server, from `start` to `stop`. `make_spec` builds its LaunchSpec for a port chosen at start.
+
+    `fork_host`: the socket of a process that forks this engine; whatever goes wrong with that ends in a cold start.
+    """
 
     def __init__(
         self,
@@ -64,6 +71,7 @@ class EngineServer:
         host: str = "127.0.0.1",
         stop_grace_s: float = 25.0,  # SGLang sees the signal after up to 5 s and frees its memory in up to 15
         health: HealthPolicy | None = None,
+        fork_host: Path | None = None,
     ) -> None:
         self._make_spec = make_spec
         self._log = log
@@ -71,12 +79,15 @@ class EngineServer:
         self._stop_grace_s = stop_grace_s
         self._health = health or HealthPolicy()
         self._spec: LaunchSpec | None = None
-        self._child: GuardedChild | None = None
+        self._fork_host = fork_host
+        self._child: EngineChild | None = None
         self._session: aiohttp.ClientSession | None = None
         self._watcher: asyncio.Task[None] | None = None
         self._stopper: asyncio.Task[None] | None = None
         self._dead: asyncio.Future[str] | None = None
         self.started_in_s: float | None = None
+        self.forked = False
+        """Whether the engine came from the fork host rather than cold."""
 
     @property
     def base_url(self) -> str:
@@ -85,6 +96,10 @@ class EngineServer:
     @property
     def api_key(self) -> str:
         return self._started_spec().api_key
+
+    @property
+    def model_name(self) -> str:
+        return self._started_spec().served_model_name
 
     @property
     def pid(self) -> int | None:
@@ -135,34 +150,54 @@ class EngineServer:
 
     async def _start_on_a_free_port(self) -> None:
         started = time.monotonic()
-        for tries_left in reversed(range(PORT_TRIES)):
+        ports_left = PORT_TRIES
+        while True:
             self._spec = self._make_spec(free_port(self._host))
             self._log.info("starting %s on %s", self._spec.served_model_name, self._spec.base_url)
-            self._child = GuardedChild(self._spec, self._log, self._stop_grace_s)
+            self._child = child = await self._new_child(self._spec)
             try:
-                await self._until_healthy(self._child)
+                if self._stopper is not None:  # stopped meanwhile: the stop did not see this child
+                    raise _start_error(child, "the engine was stopped while it started")
+                await self._until_healthy(child)
             except EngineStartError as error:
-                if error.kind != "port_in_use" or not tries_left:
+                ports_left -= error.kind == "port_in_use"
+                again = ports_left and error.kind == "port_in_use"
+                if self._stopper is not None or not (again or isinstance(child, ForkedChild)):
+                    await child.stop(grace_s=0.0)
                     raise
-                self._log.warning("port %d was taken meanwhile; trying another", self._spec.port)
-                await self._child.stop(grace_s=0.0)
-                if self._stopper is not None:  # stopped meanwhile: a further child would have nobody to end it
-                    raise
+                if again:
+                    self._log.warning("port %d was taken meanwhile; trying another", self._spec.port)
+                else:
+                    self._log.warning("the forked engine did not start (%s): starting a cold one", error.reason)
+                    self._fork_host = None
+                await child.stop(grace_s=0.0)
             else:
                 self.started_in_s = time.monotonic() - started
-                self._log.info("%s is up after %.1f s", self._spec.served_model_name, self.started_in_s)
+                self.forked = isinstance(child, ForkedChild)
+                how = "forked" if self.forked else "cold"
+                self._log.info("%s is up after %.1f s (%s)", self._spec.served_model_name, self.started_in_s, how)
                 return
 
-    async def _until_healthy(self, child: GuardedChild) -> None:
+    async def _new_child(self, spec: LaunchSpec) -> EngineChild:
+        if self._fork_host is not None:
+            try:
+                return await ForkedChild.start(self._fork_host, spec, self._log, self._stop_grace_s)
+            except ForkUnavailableError as error:
+                self._log.warning("no engine from the fork host (%s): starting a cold one", error)
+                self._fork_host = None
+        return GuardedChild(spec, self._log, self._stop_grace_s)
+
+    async def _until_healthy(self, child: EngineChild) -> None:
         """Races health against an early exit and the deadline."""
+        timeout_s = child.spec.start_timeout_s * (FORKED_SHARE if isinstance(child, ForkedChild) else 1)
         exited = asyncio.create_task(child.wait())
         ready = asyncio.create_task(self._poll_until_ready(child.spec))
         try:
-            await asyncio.wait((exited, ready), timeout=child.spec.start_timeout_s, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait((exited, ready), timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
             if exited.done():
                 raise _start_error(child, f"the engine ended with exit code {exited.result()} before it was healthy")
             if not ready.done():
-                raise _start_error(child, f"the engine was not healthy after {child.spec.start_timeout_s:g} s")
+                raise _start_error(child, f"the engine was not healthy after {timeout_s:g} s")
             ready.result()
         finally:
             await _cancel(exited, ready)
@@ -221,12 +256,12 @@ class EngineServer:
         return self._spec
 
 
-def _last_words(child: GuardedChild) -> str:
+def _last_words(child: EngineChild) -> str:
     own = [line for line in child.last_lines if not line.startswith("guard:")]
     return f"; its last line: {own[-1]}" if own else ""
 
 
-def _start_error(child: GuardedChild, reason: str) -> EngineStartError:
+def _start_error(child: EngineChild, reason: str) -> EngineStartError:
     lines = child.last_lines
     verdict = diagnose(lines, child.exit_code) or (TOO_SLOW if child.exit_code is None else UNKNOWN)
     return EngineStartError(reason, verdict.kind, verdict.cure, lines)
