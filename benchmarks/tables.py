@@ -15,11 +15,17 @@ import typer
 
 from benchmarks.fairness_sides.table import arena_table, live_table
 from benchmarks.gateway_sides.table import doors_table
+from benchmarks.routing_live_sides.table import routing_live_table
 from benchmarks.routing_sides.table import routing_table
 
 REPO = Path(__file__).parents[1]
 RESULTS = Path(__file__).parent / "results"
-_OWN = {"fairness": (arena_table, live_table), "gateway": (doors_table,), "routing": (routing_table,)}
+_OWN = {
+    "fairness": (arena_table, live_table),
+    "gateway": (doors_table,),
+    "routing": (routing_table,),
+    "routing_live": (routing_live_table,),
+}
 _BLOCK = re.compile(r"(<!-- results:([\w-]+) -->\n).*?(<!-- /results -->)", re.DOTALL)
 
 

@@ -79,7 +79,7 @@ def chats(folder: Path, users: int, requests_per_s: float, seconds: float, seed:
     questions = _questions(folder)
     names, numbers = itertools.count(1), itertools.count()
     chains = []
-    for user, rate in enumerate(_rates(users, requests_per_s)):
+    for user, rate in enumerate(zipf_rates(users, requests_per_s)):
         application = user % len(APPLICATIONS)
         chain: Chain = []
         at_s = rng.expovariate(rate)
@@ -135,7 +135,7 @@ def _questions(folder: Path) -> list[int]:
     return [max(4, len(turn) // BYTES_PER_TOKEN) for row in rows for turn in row["turns"]]
 
 
-def _rates(users: int, requests_per_s: float) -> list[float]:
+def zipf_rates(users: int, requests_per_s: float) -> list[float]:
     """Zipf's law, with nobody faster than a person; what that cuts off the others have more of."""
     weights = [(rank + 1) ** -ZIPF for rank in range(users)]
     factor = requests_per_s / sum(weights)

@@ -103,7 +103,9 @@ def _environment(config: TribesConfig, marker: str) -> dict[str, str]:
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
     }
     # HAProxy's fixed side ports would keep a second cluster off this machine, and its default of 120 s would cut
-    # streams that are longer than that whenever the gateway's replicas change.
+    # streams that are longer than that whenever the gateway's replicas change. The port of the proxy to which it falls
+    # back while an application starts would even be shared: one cluster would answer the other's requests.
+    environment["RAY_SERVE_FALLBACK_PROXY_HTTP_PORT"] = str(free_port("127.0.0.1"))
     environment["RAY_SERVE_HAPROXY_METRICS_PORT"] = str(free_port("0.0.0.0"))
     environment["RAY_SERVE_HAPROXY_STATS_PORT"] = str(free_port("0.0.0.0"))
     environment["RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S"] = "3600"

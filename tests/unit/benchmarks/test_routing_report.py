@@ -102,7 +102,7 @@ def test_chats_grow_and_share_their_application(data: Path) -> None:
 
 
 def test_zipf_without_anybody_faster_than_a_person() -> None:
-    rates = workload._rates(300, 10.0)
+    rates = workload.zipf_rates(300, 10.0)
     assert sum(rates) == pytest.approx(10.0, rel=0.01) and max(rates) <= 1 / workload.FASTEST_S
     assert rates == sorted(rates, reverse=True) and rates[0] > 5 * rates[-1]
 
