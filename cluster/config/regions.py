@@ -18,7 +18,9 @@ class PeerConfig(Section):
     """Another region's gateway."""
 
     base_url: str = Field(description="Up to the version, such as https://us-east.example.com/v1.")
-    probe_key: SecretRef = Field(description="An API key of an operator of that region, with which its state is asked for.")
+    probe_key: SecretRef = Field(
+        description="An API key of an operator of that region, with which its state is asked for."
+    )
     keys: dict[Name, SecretRef] = Field(
         default={}, description="Tenants whose key there is another one; all others' own keys must work there."
     )

@@ -14,11 +14,11 @@ longer: replicas that take longer to come than they have work would make a short
 step of load never orders more than about twice what it needs in the long run.
 
 Up at once. Down only to what was needed at any time in the last H seconds, and no further than to
-`lambda / (LOAD_DOWN * R)`: between the two loads lies the band in which nothing changes. H is the start time: holding a
-replica for as long as it takes to come back costs at most twice the least possible (ski rental). It is never above
-`idle_timeout_s`, which also holds the last replica, and all of them while no start was measured. Each removal that was
-regretted soon doubles H for one replica more, or a fifth more: so noise orders nothing again and again, and what a burst
-has brought still goes.
+`lambda / (LOAD_DOWN * R)`, but while nobody waits to no more than `running / (PACKED * slots)`: after a burst the slots
+know sooner than a mean that it is over. H is the start time: holding a replica for as long as it takes to come back
+costs at most twice the least possible (ski rental). It is never above `idle_timeout_s`, which also holds the last
+replica, and all of them while no start was measured. Each removal that was regretted soon doubles H for one replica
+more, or a fifth more: so noise orders nothing again and again, and what a burst has brought still goes.
 
 While R was only seen under light load it may be far too low: then slots stand in for it, `ceil((waiting + running) /
 slots)`, or `ceil((lambda + backlog / T) / R)` if that is less.
@@ -36,7 +36,7 @@ from dataclasses import dataclass
 from cluster.scheduling.demand import Demand
 
 LOAD_UP = 1.0
-LOAD_DOWN = 0.95
+LOAD_DOWN = 0.9
 PACKED = 0.75
 """While nobody waits, no more replicas are needed than what runs would fill to so much."""
 LEAST_HOLD_S = 5.0
@@ -212,4 +212,4 @@ class BacklogScaler:
             if since_s <= 2 * calm_s and calm_s < self.bounds.idle_timeout_s:
                 self._regrets += 1
             elif since_s > self.bounds.idle_timeout_s:
-                self._regrets = 0
+                self._regrets = max(0, self._regrets - 1)

@@ -14,10 +14,10 @@ import orjson
 import pytest
 
 from serve_apps.gateway.courses.continuation import COMPLETIONS_PATH, continuation
-from serve_apps.gateway.doors import CHAT_PATH
 from serve_apps.gateway.courses.joined import DivergedError, JoinedStream
 from serve_apps.gateway.courses.sent import END, SentStream
 from serve_apps.gateway.courses.tokens import tokens_of
+from serve_apps.gateway.doors import CHAT_PATH
 from tests.support.stack import Stack
 
 pytestmark = [pytest.mark.engine, pytest.mark.live, pytest.mark.timeout(900)]

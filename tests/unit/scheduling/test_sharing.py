@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -92,7 +94,7 @@ claims_of_one_pool = st.lists(
 
 
 @given(claims_of_one_pool, st.randoms(use_true_random=False))
-def test_all_come_to_the_same_answer_and_nobody_gives_what_is_in_use(claims: list[Claim], rng) -> None:  # type: ignore[no-untyped-def]
+def test_all_come_to_the_same_answer_and_nobody_gives_what_is_in_use(claims: list[Claim], rng: random.Random) -> None:
     given_up = give_way(claims, "gpus")
     rng.shuffle(claims)
     assert give_way(claims, "gpus") == given_up
