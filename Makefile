@@ -25,7 +25,7 @@ demo: env ## start a cluster with the local model on both engines and send it re
 # Engines and clusters get the machine to themselves; 5: ARGS may select nothing of one kind.
 test: env ## every test, those with real engines and a Ray cluster too
 	@$(BIN)/pytest -n 2 -m "not engine and not live" $(ARGS) || [ $$? -eq 5 ]
-	@$(BIN)/pytest -m "engine or live" $(ARGS) || [ $$? -eq 5 ]
+	@$(BIN)/pytest -m "engine or live" --durations=15 $(ARGS) || [ $$? -eq 5 ]
 
 test-fast: env ## the tests that need neither an engine nor a Ray cluster
 	@$(BIN)/pytest -n 2 -m "not engine and not live" $(ARGS)
