@@ -26,9 +26,9 @@ import ray
 
 from cluster.config import TribesConfig
 from cluster.metrics.queue import QueueMetrics
-from cluster.scheduling import Claim, ClassPolicy, QueuePolicy, RequestQueue, RoutingPolicy, ServiceWeights
+from cluster.policies import class_policies, queue_policy, service_weights
+from cluster.scheduling import Claim, RequestQueue
 from cluster.state import Store
-from cluster.vocabulary import RequestClass
 from serve_apps.comeback import Comeback
 from serve_apps.lease_office import LeaseOffice
 from serve_apps.messages import Answers, Exchange, Hello, Memory, ReplicaOrder, ReplicaReport
@@ -56,9 +56,9 @@ class Dispatcher:
         self._life = uuid.uuid4().hex[:8]
         self._company_at_s = self._ticked_at_s = time.monotonic()
         self._queue = RequestQueue(
-            _class_policies(self._config, model),
-            _service_weights(self._config),
-            policy=_queue_policy(self._config),
+            class_policies(self._config, model),
+            service_weights(self._config),
+            policy=queue_policy(self._config),
             lease_prefix=f"{self._life}-",
         )
         self._office = LeaseOffice(
@@ -67,7 +67,7 @@ class Dispatcher:
             QueueMetrics(model),
             Comeback(_restarted(), self._ticked_at_s),
         )
-        self._feed = TenantFeed(self._store, self._queue, _service_weights(self._config))
+        self._feed = TenantFeed(self._store, self._queue, service_weights(self._config))
         self._scaling = ScalingDesk(self._office.replicas)
         self._memory = Memory(self._life, frozenset(), {})
         self._remembered_at_s = self._measured_at_s = 0.0
@@ -184,10 +184,10 @@ class Dispatcher:
 
     def _take_over(self, config: dict[str, Any], configured_at_s: float) -> None:
         parsed = TribesConfig.model_validate(config)
-        self._queue.configure(_class_policies(parsed, self._model), _queue_policy(parsed))
+        self._queue.configure(class_policies(parsed, self._model), queue_policy(parsed))
         self._config, self._configured, self._configured_at_s = parsed, config, configured_at_s
         self._office.deployments = parsed.deployments
-        self._feed.weights = _service_weights(parsed)
+        self._feed.weights = service_weights(parsed)
         for report in self._office.replicas.reports():
             if report.state != "starting":
                 self._office.put_replica(report)
@@ -261,25 +261,3 @@ def _restarted() -> bool:
         return False
     context = ray.get_runtime_context()
     return context.get_actor_id() is not None and context.was_current_actor_reconstructed
-
-
-def _service_weights(config: TribesConfig) -> ServiceWeights:
-    return ServiceWeights(config.scheduling.input_weight, config.scheduling.output_weight)
-
-
-def _queue_policy(config: TribesConfig) -> QueuePolicy:
-    scheduling = config.scheduling
-    return QueuePolicy(
-        max_queued=scheduling.max_queued,
-        raised_share=scheduling.raised_share,
-        deadline_margin_s=scheduling.deadline_margin_s,
-        fairness=scheduling.fairness,
-        locality_quantum_tokens=scheduling.locality_quantum_tokens,
-        routing=RoutingPolicy(stay_s=scheduling.routing.stay_s, load_factor=scheduling.routing.load_factor),
-    )
-
-
-def _class_policies(config: TribesConfig, model: str) -> dict[RequestClass, ClassPolicy]:
-    """Policies of the classes that some served deployment of the model takes; the others are refused at once."""
-    served = {c for d in config.serving().values() if d.model == model for c in d.serves}
-    return {c: ClassPolicy(**p.model_dump()) for c, p in config.scheduling.classes.items() if c in served}

@@ -13,13 +13,13 @@ from dataclasses import replace
 from typing import Any
 
 from cluster.config import DeploymentConfig
+from cluster.policies import scaling_bounds
 from cluster.scheduling import (
     BacklogScaler,
     Claim,
     Demand,
     Fleet,
     Neighbour,
-    ScalingBounds,
     ScalingDecision,
     StartTimes,
 )
@@ -80,7 +80,7 @@ class ScalingDesk:
 
     def _scaler(self, name: str, config: DeploymentConfig) -> BacklogScaler:
         """The same one while the bounds are: it remembers what was needed lately."""
-        scaler, bounds = self._scalers.get(name), _bounds(config)
+        scaler, bounds = self._scalers.get(name), scaling_bounds(config)
         if scaler is None or scaler.bounds != bounds:
             scaler = self._scalers[name] = BacklogScaler(bounds)
         return scaler
@@ -95,13 +95,3 @@ class ScalingDesk:
             ),
             start_s=start_s,
         )
-
-
-def _bounds(config: DeploymentConfig) -> ScalingBounds:
-    return ScalingBounds(
-        min_replicas=config.replicas.min,
-        max_replicas=config.replicas.max,
-        slots_per_replica=config.max_running,
-        wait_target_s=config.replicas.wait_target_s,
-        idle_timeout_s=config.replicas.idle_timeout_s,
-    )

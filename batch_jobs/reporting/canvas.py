@@ -9,9 +9,11 @@ with any colour vision can tell apart.
 
 from __future__ import annotations
 
+import base64
 import io
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from batch_jobs.reporting import wording
@@ -44,6 +46,19 @@ _STYLE = {
 
 
 _LEGEND: dict[str, Any] = {"frameon": False, "handlelength": 1, "handleheight": 1, "columnspacing": 1.2, "fontsize": 10}
+
+
+@dataclass(frozen=True)
+class Plot:
+    """A figure on a page, with its title and a line about it."""
+
+    title: str
+    note: str
+    svg: str
+
+    @property
+    def data_uri(self) -> str:
+        return "data:image/svg+xml;base64," + base64.b64encode(self.svg.encode()).decode()
 
 
 @contextmanager

@@ -6,29 +6,17 @@ Must not know: how the numbers came about. Without matplotlib the page has no fi
 
 from __future__ import annotations
 
-import base64
 import importlib.util
 import time
-from dataclasses import dataclass
 from importlib import resources
 from typing import Any
 
 from batch_jobs.reporting import wording
+from batch_jobs.reporting.canvas import Plot
 from batch_jobs.reporting.report import Report
 from batch_jobs.reporting.stats import RunStats
 
 TEMPLATE = "report.html.j2"
-
-
-@dataclass(frozen=True)
-class Plot:
-    title: str
-    note: str
-    svg: str
-
-    @property
-    def data_uri(self) -> str:
-        return "data:image/svg+xml;base64," + base64.b64encode(self.svg.encode()).decode()
 
 
 def html_report(report: Report, stats: RunStats, written_unix_s: float | None = None) -> str:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from benchmarks.fairness_sides.engine_model import Running
 from benchmarks.fairness_sides.workload import Request
+from cluster.simulation.fairness import max_min
 
 WARM_UP_S = 30.0
 WINDOW_S = 60.0
@@ -105,17 +106,6 @@ def jain_of_shares(
     got = service_between(served, 0.0, end_s)
     due = max_min(asked, sum(got.values()), weights or {})
     return jain([got.get(tenant, 0.0) / due[tenant] for tenant in asked if due[tenant] > 0])
-
-
-def max_min(asked: Mapping[str, float], capacity: float, weights: Mapping[str, float]) -> dict[str, float]:
-    """Divide `capacity` so that nobody gets more than it asks and the rest is level per weight."""
-    due: dict[str, float] = {}
-    left, weight_left = capacity, sum(weights.get(t, 1.0) for t in asked)
-    for tenant in sorted(asked, key=lambda t: (asked[t] / weights.get(t, 1.0), t)):
-        weight = weights.get(tenant, 1.0)
-        due[tenant] = min(asked[tenant], left * weight / weight_left)
-        left, weight_left = left - due[tenant], weight_left - weight
-    return due
 
 
 def ttfts_s(served: Iterable[Running], tenants: Iterable[str] | None = None) -> list[float]:

@@ -5,14 +5,12 @@ Owns: what is on the page and its figures. Must not know: how the numbers came a
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from importlib import resources
 from typing import TYPE_CHECKING
 
 from batch_jobs.reporting import wording
-from batch_jobs.reporting.canvas import COLOURS, legend, new_figure, plain_axis, to_svg
+from batch_jobs.reporting.canvas import COLOURS, Plot, legend, new_figure, plain_axis, to_svg
 
 if TYPE_CHECKING:
     from cluster.simulation.results import SimulationResult
@@ -21,17 +19,6 @@ TEMPLATE = "simulate.html.j2"
 TENANTS_SHOWN = 20
 Lines = Sequence[tuple[str, Sequence[float], Sequence[float]]]
 """(name, x, y)."""
-
-
-@dataclass(frozen=True)
-class Plot:
-    title: str
-    note: str
-    svg: str
-
-    @property
-    def data_uri(self) -> str:
-        return "data:image/svg+xml;base64," + base64.b64encode(self.svg.encode()).decode()
 
 
 def page(results: Sequence[SimulationResult]) -> str:

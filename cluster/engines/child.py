@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -78,7 +79,7 @@ class FollowedProcess:
             self._log.debug("a process ended with %d after its event loop", code)
 
 
-class EngineChild(FollowedProcess):
+class EngineChild(FollowedProcess, ABC):
     """An engine under its guard: one folder, one tree, an orderly end. Subclasses say how it is started and reached."""
 
     def __init__(self, spec: LaunchSpec, log: logging.Logger) -> None:
@@ -87,9 +88,9 @@ class EngineChild(FollowedProcess):
         self._run_dir = Path(tempfile.mkdtemp(prefix="tribes-engine-"))
 
     @property
+    @abstractmethod
     def pid(self) -> int:
         """The root of the process tree: the guard."""
-        raise NotImplementedError
 
     async def stop(self, grace_s: float) -> None:
         """SIGTERM, `grace_s` to obey, then SIGKILL for the whole tree. Returns when it is gone."""
@@ -103,13 +104,13 @@ class EngineChild(FollowedProcess):
         self._let_go()
         await asyncio.to_thread(shutil.rmtree, self._run_dir, ignore_errors=True)
 
+    @abstractmethod
     def _send(self, number: signal.Signals) -> None:
         """A signal to the guard."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _let_go(self) -> None:
         """Close the owner's end, at whose end the guard ends the tree."""
-        raise NotImplementedError
 
     def _write_files(self) -> None:
         for name, text in self.spec.files.items():

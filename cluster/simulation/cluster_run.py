@@ -19,9 +19,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from cluster.config import TribesConfig
+from cluster.policies import request_queue, scaling_bounds
 from cluster.scheduling import BacklogScaler, Fleet, Lease, Refusal, Replica, StartTimes, Ticket, TokenUsage
 from cluster.scheduling.prefix_index import BLOCK_TOKENS, BLOCKS_USED
-from cluster.simulation.policies import request_queue, scaling_bounds
 from cluster.simulation.pool import ReplicaPool, SimReplica, State
 from cluster.simulation.request import Request
 from cluster.simulation.workload.traces import HASH_BLOCK_TOKENS

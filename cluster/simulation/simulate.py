@@ -9,11 +9,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 
 from cluster.config import TribesConfig
+from cluster.policies import service_weights
 from cluster.simulation import summary
 from cluster.simulation.cluster_run import ClusterRun
 from cluster.simulation.engine import Engine
 from cluster.simulation.fleet import no_garbage_collection
-from cluster.simulation.policies import service_weights
 from cluster.simulation.pool import ReplicaPool
 from cluster.simulation.request import Request
 from cluster.simulation.results import SimulationResult

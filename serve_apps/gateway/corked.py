@@ -1,7 +1,7 @@
 """One write for all that one turn of the event loop has to say to a client: head, first events, end of an answer.
 
-uvloop writes at once, and uvicorn writes the head and each piece of the body by themselves. A write costs the sender as
-much as forty events relayed, and whoever is at the other end wakes up for each.
+uvloop writes at once, and uvicorn writes the head and each piece of the body by themselves. Each is a
+system call here, and a wake-up at the other end.
 
 Owns: what was said since the last turn. Must not know: HTTP. Tried with uvicorn 0.54; `for_all_servers` relies on the
 table from which it takes its protocols.

@@ -1,7 +1,8 @@
 """Requests to engine servers over persistent connections, for the one thing that a gateway does with every token.
 
-aiohttp's client took a third of the gateway's time: a chunk through its parser, reader and timers costs more than the
-rest of the relay. httptools (llhttp) reads the bytes here, and whatever came since the last look is handed on at once.
+A chunk through aiohttp's parser, reader and timers costs more than the rest of the relay (`python -m
+benchmarks.gateway_sides.profile_door` shows a request's way). httptools (llhttp) reads the bytes here, and whatever
+came since the last look is handed on at once.
 Plain HTTP/1.1 to engines of our own and nothing else; other people's servers are asked through aiohttp.
 
 Must not know: leases, attempts, what is in a body.

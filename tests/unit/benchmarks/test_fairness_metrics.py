@@ -72,13 +72,6 @@ def test_jain() -> None:
     assert metrics.jain([0.0, 0.0]) == 1.0
 
 
-def test_max_min_gives_the_rest_of_the_modest_to_the_others() -> None:
-    asked = {"a": 1.0, "b": 10.0, "c": 10.0}
-    assert metrics.max_min(asked, 9.0, {}) == {"a": 1.0, "b": 4.0, "c": 4.0}
-    assert metrics.max_min(asked, 10.0, {"c": 2.0}) == {"a": 1.0, "b": 3.0, "c": 6.0}
-    assert metrics.max_min(asked, 100.0, {}) == asked
-
-
 def test_jain_of_shares_forgives_a_tenant_that_asks_for_little() -> None:
     runs = [served("modest", 0.0, 10.0, 0, 5), served("greedy", 0.0, 10.0, 0, 50)]
     asks = [runs[0].request, *(Request(n, "greedy", 0.0, 0, 50) for n in range(9))]

@@ -1,97 +1,18 @@
-"""The gateway's connections to engine servers, against servers whose every byte is scripted."""
+"""What the gateway's client makes of an engine server's answer, against servers whose every byte is scripted."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import itertools
-from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cluster.engines import free_port
-from serve_apps.gateway.engine_client import EngineClient, EngineConnectError, EngineConnectionError, client
-from serve_apps.gateway.engine_client.client import origin_of
-from serve_apps.gateway.engine_client.connection import MOST_UNTAKEN_BYTES, Connection
-
-Script = Callable[["Peer"], Awaitable[None]]
-OK = b"HTTP/1.1 200 OK\r\n"
-CHUNKED = OK + b"Content-Type: text/event-stream; charset=utf-8\r\nTransfer-Encoding: chunked\r\n\r\n"
-END = b"0\r\n\r\n"
-
-
-def chunk(data: bytes) -> bytes:
-    return b"%x\r\n%s\r\n" % (len(data), data)
-
-
-def whole(body: bytes, *headers: bytes) -> bytes:
-    return OK + b"".join(h + b"\r\n" for h in headers) + b"Content-Length: %d\r\n\r\n%s" % (len(body), body)
-
-
-class Peer:
-    """The server's end of one connection."""
-
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, number: int) -> None:
-        self.reader, self.writer, self.number = reader, writer, number
-
-    async def request(self) -> tuple[bytes, bytes]:
-        """Head and body of the next one."""
-        head = await self.reader.readuntil(b"\r\n\r\n")
-        length = int(head.lower().partition(b"content-length: ")[2].partition(b"\r\n")[0])
-        return head, await self.reader.readexactly(length)
-
-    async def say(self, *pieces: bytes) -> None:
-        for piece in pieces:
-            self.writer.write(piece)
-            await self.writer.drain()
-            await asyncio.sleep(0)
-
-    async def closed(self) -> None:
-        """Until the other end has closed."""
-        async with asyncio.timeout(5):
-            with contextlib.suppress(ConnectionError):
-                while await self.reader.read(65536):
-                    pass
-
-
-class Server:
-    """Runs `script` on each connection; what goes wrong there fails the test."""
-
-    def __init__(self, script: Script) -> None:
-        self._script = script
-        self.connections = 0
-        self.errors: list[BaseException] = []
-        self.url = ""
-
-    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self.connections += 1
-        try:
-            await self._script(Peer(reader, writer, self.connections))
-        except (asyncio.IncompleteReadError, ConnectionError, asyncio.CancelledError):
-            pass  # the client is done
-        except BaseException as error:
-            self.errors.append(error)
-        finally:
-            writer.close()
-
-
-@contextlib.asynccontextmanager
-async def serving(script: Script, idle_timeout_s: float = 5.0) -> AsyncIterator[tuple[Server, EngineClient]]:
-    server = Server(script)
-    listening = await asyncio.start_server(server.serve, "127.0.0.1", 0)
-    server.url = f"http://127.0.0.1:{listening.sockets[0].getsockname()[1]}"
-    async with EngineClient(2.0, idle_timeout_s) as engine_client, asyncio.timeout(20):
-        yield server, engine_client
-    listening.close()
-    assert server.errors == []
-
-
-async def ask(server: Server, engine_client: EngineClient, body: bytes = b"{}") -> bytes:
-    async with engine_client.post(server.url, "/v1/x", "key", body) as answer:
-        return await answer.read()
+from serve_apps.gateway.engine_client import EngineConnectionError
+from serve_apps.gateway.engine_client.connection import Connection
+from tests.unit.serve_apps.raw_server import CHUNKED, END, OK, Peer, ask, chunk, serving, whole
 
 
 async def test_the_request_and_the_answer() -> None:
@@ -193,48 +114,6 @@ async def test_cancelling_while_nothing_has_come_closes_the_connection() -> None
         await closed.wait()
 
 
-async def test_a_kept_connection_that_the_engine_has_closed_is_not_used() -> None:
-    async def script(peer: Peer) -> None:
-        await peer.request()
-        await peer.say(whole(b"%d" % peer.number))
-
-    async with serving(script) as (server, engine_client):
-        assert await ask(server, engine_client) == b"1"
-        await asyncio.sleep(0.05)
-        assert await ask(server, engine_client) == b"2"
-
-
-async def test_a_kept_connection_that_closes_as_it_is_used_is_replaced_once() -> None:
-    requests = 0
-
-    async def script(peer: Peer) -> None:
-        nonlocal requests
-        await peer.request()
-        requests += 1
-        if peer.number == 1:
-            await peer.say(whole(b"first"))
-            await peer.request()
-            requests += 1
-            return  # closes without a word
-        await peer.say(whole(b"second"))
-        await peer.closed()
-
-    async with serving(script) as (server, engine_client):
-        assert await ask(server, engine_client) == b"first"
-        assert await ask(server, engine_client) == b"second"
-    assert requests == 3
-
-
-async def test_a_new_connection_that_closes_without_a_word_is_a_failure() -> None:
-    async def script(peer: Peer) -> None:
-        await peer.request()
-
-    async with serving(script) as (server, engine_client):
-        with pytest.raises(EngineConnectionError, match="closed the connection"):
-            await ask(server, engine_client)
-        assert server.connections == 1
-
-
 @pytest.mark.parametrize(
     "said",
     [
@@ -277,123 +156,6 @@ async def test_shapes_of_answers(said: bytes, status: int, body: bytes) -> None:
             async with engine_client.post(server.url, "/", "k", b"{}") as answer:
                 assert answer.status == status
                 assert await answer.read() == body
-
-
-async def test_nobody_listens() -> None:
-    async with EngineClient(2.0, 5.0) as engine_client:
-        with pytest.raises(EngineConnectError):
-            async with engine_client.post(f"http://127.0.0.1:{free_port('127.0.0.1')}", "/", "k", b"{}"):
-                pass
-
-
-@pytest.mark.parametrize("begins", [b"", CHUNKED + chunk(b"a")])
-async def test_an_engine_that_falls_silent(begins: bytes) -> None:
-    closed = asyncio.Event()
-
-    async def script(peer: Peer) -> None:
-        await peer.request()
-        await peer.say(begins)
-        await peer.closed()
-        closed.set()
-
-    async with serving(script, idle_timeout_s=0.2) as (server, engine_client):
-        with pytest.raises(TimeoutError, match=r"0\.2 s"):
-            await ask(server, engine_client)
-        await closed.wait()
-
-
-async def test_a_slow_taker_is_not_the_engines_silence() -> None:
-    async def script(peer: Peer) -> None:
-        await peer.request()
-        await peer.say(CHUNKED, chunk(b"a"))
-        await peer.reader.read(1)  # until the test is over
-
-    async with (
-        serving(script, idle_timeout_s=0.2) as (server, engine_client),
-        engine_client.post(server.url, "/", "k", b"{}") as answer,
-    ):
-        pieces = answer.iter_any()
-        assert await anext(pieces) == b"a"
-        await asyncio.sleep(0.5)
-        with pytest.raises(TimeoutError):
-            await anext(pieces)
-
-
-async def test_a_slow_taker_does_not_fill_the_memory() -> None:
-    piece, pieces = b"x" * 65536, 400
-    sent = 0
-
-    async def script(peer: Peer) -> None:
-        nonlocal sent
-        await peer.request()
-        await peer.say(CHUNKED)
-        for _ in range(pieces):
-            await peer.say(chunk(piece))
-            sent += len(piece)
-        await peer.say(END)
-        await peer.request()  # the connection is read again
-        await peer.say(whole(b"once more"))
-        await peer.closed()
-
-    async with serving(script) as (server, engine_client):
-        async with engine_client.post(server.url, "/", "k", b"{}") as answer:
-            await asyncio.sleep(0.3)
-            # Beside what lies here, the kernel's buffers on both sides.
-            assert sent < MOST_UNTAKEN_BYTES + 16 * 1024 * 1024 < pieces * len(piece)
-            assert sum([len(data) async for data in answer.iter_any()]) == pieces * len(piece)
-        assert await ask(server, engine_client) == b"once more" and server.connections == 1
-
-
-async def test_a_word_nobody_asked_for_ends_a_kept_connection() -> None:
-    async def script(peer: Peer) -> None:
-        await peer.request()
-        await peer.say(whole(b"%d" % peer.number))
-        await asyncio.sleep(0.05)
-        await peer.say(whole(b"this is for nobody"))
-        await peer.closed()
-
-    async with serving(script) as (server, engine_client):
-        assert await ask(server, engine_client) == b"1"
-        await asyncio.sleep(0.2)
-        assert await ask(server, engine_client) == b"2"
-
-
-async def test_closing_fails_what_is_under_way() -> None:
-    asked = asyncio.Event()
-
-    async def script(peer: Peer) -> None:
-        await peer.request()
-        asked.set()
-        await peer.closed()
-
-    async with serving(script) as (server, engine_client):
-        asking = asyncio.create_task(ask(server, engine_client))
-        await asked.wait()
-        await engine_client.close()
-        with pytest.raises(EngineConnectionError, match="closed here"):
-            await asking
-
-
-async def test_connections_that_nobody_uses_are_closed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(client, "KEPT_S", 0.05)
-    monkeypatch.setattr(client, "SWEEP_S", 0.05)
-    closed = asyncio.Event()
-
-    async def script(peer: Peer) -> None:
-        await peer.request()
-        await peer.say(whole(b"x"))
-        await peer.closed()
-        closed.set()
-
-    async with serving(script) as (server, engine_client):
-        await ask(server, engine_client)
-        await closed.wait()
-
-
-@pytest.mark.parametrize("url", ["https://127.0.0.1:1", "127.0.0.1:80", "http://", ""])
-def test_what_is_no_address(url: str) -> None:
-    with pytest.raises(ValueError, match="http://HOST:PORT"):
-        origin_of(url)
 
 
 class Pipe(asyncio.Transport):

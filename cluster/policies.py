@@ -1,6 +1,6 @@
-"""From a configuration to the live policies' objects, as the dispatcher makes them (a test compares the two).
+"""From a configuration to the policies' own objects: for the dispatcher, and for the simulation of what it does.
 
-Owns: that translation. Must not know: engines, time.
+Owns: that translation, as `cluster.scheduling` knows no configuration. Must not know: Ray, engines, time.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def service_weights(config: TribesConfig) -> ServiceWeights:
 
 
 def class_policies(config: TribesConfig, model: str) -> dict[RequestClass, ClassPolicy]:
-    """Of the classes that some served deployment of the model takes."""
+    """Of the classes that some served deployment of the model takes; the others are refused at once."""
     served = {c for d in config.serving().values() if d.model == model for c in d.serves}
     return {c: ClassPolicy(**p.model_dump()) for c, p in config.scheduling.classes.items() if c in served}
 

@@ -1,30 +1,14 @@
-"""The simulation's policies are the dispatcher's, and the formulas of fairness."""
+"""The formulas of fairness."""
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
-from cluster.config import load_config
 from cluster.scheduling import ServiceWeights
-from cluster.simulation import Request, policies
+from cluster.simulation import Request
 from cluster.simulation.fairness import fairness, max_min, service_between
-from serve_apps import dispatcher, scaling_desk
 
-CONFIGS = Path(__file__).resolve().parents[3] / "configs"
 W = ServiceWeights()
-
-
-@pytest.mark.parametrize("name", ["local.yaml", "h100.yaml", "heterogeneous.yaml"])
-def test_as_the_dispatcher_makes_them(name: str) -> None:
-    config = load_config(CONFIGS / name)
-    assert policies.queue_policy(config) == dispatcher._queue_policy(config)
-    assert policies.service_weights(config) == dispatcher._service_weights(config)
-    for model in {d.model for d in config.serving().values()}:
-        assert policies.class_policies(config, model) == dispatcher._class_policies(config, model)
-    for deployment in config.serving().values():
-        assert policies.scaling_bounds(deployment) == scaling_desk._bounds(deployment)
 
 
 def served(tenant: str, arrived_s: float, first_s: float, end_s: float, prompt: int, output: int) -> Request:
@@ -42,6 +26,7 @@ def test_service_is_spread_from_the_first_token_to_the_end() -> None:
 def test_max_min_gives_what_the_modest_leave_to_the_others() -> None:
     assert max_min({"a": 10, "b": 100, "c": 100}, 110, {}) == {"a": 10, "b": 50, "c": 50}
     assert max_min({"a": 100, "b": 100}, 80, {"a": 3.0}) == {"a": 60, "b": 20}
+    assert max_min({"a": 10, "b": 20}, 100, {}) == {"a": 10, "b": 20}
 
 
 def test_equal_service_is_fair_and_one_sided_is_not() -> None:
