@@ -38,7 +38,7 @@ def all_costs(config: TribesConfig, since_s: float, offline_report: Mapping[str,
     run = offline_report["run"]
     offline = {
         "tenant": OFFLINE_JOB,
-        "deployment": offline_report["config"]["deployment_name"],
+        "deployment": " + ".join(pool["name"] for pool in offline_report["pools"]),
         "request_class": "offline",
         "requests": offline_report["rows"],
         "prompt_tokens": run["tokens"]["input"],

@@ -162,7 +162,7 @@ def summarise_offline(report: dict[str, Any]) -> ClassSummary:
     tokens = report["run"]["tokens"]
     return ClassSummary(
         "offline",
-        report["config"]["deployment_name"],
+        " + ".join(pool["name"] for pool in report["pools"]),
         requests=report["rows"],
         errors=report["rows"] - report["ok"],
         prompt_tokens=tokens["input"],

@@ -30,7 +30,7 @@ REPORT = {
         "usd": 0.5,
         "usd_per_mtok": 3571.4,
     },
-    "config": {"deployment_name": "batch"},
+    "pools": [{"name": "batch"}],
 }
 
 
